@@ -1,0 +1,109 @@
+//! `ManagedCluster`: a registered child, as `kubectl get mcls` shows it. Clusternet's group, kind and field
+//! names (clusters.clusternet.io/v1beta1), plus what tells the truth about the tunnel.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is wanted of a registered child.
+#[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "clusters.clusternet.io",
+    version = "v1beta1",
+    kind = "ManagedCluster",
+    namespaced,
+    status = "ManagedClusterStatus",
+    shortname = "mcls",
+    category = "clusternet",
+    printcolumn = r#"{"name":"CLUSTER ID","type":"string","jsonPath":".spec.clusterId","priority":1}"#,
+    printcolumn = r#"{"name":"READY","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"TUNNEL","type":"string","jsonPath":".status.conditions[?(@.type==\"TunnelConnected\")].reason"}"#,
+    printcolumn = r#"{"name":"KUBERNETES","type":"string","jsonPath":".status.k8sVersion"}"#,
+    printcolumn = r#"{"name":"NODES","type":"string","jsonPath":".status.nodes"}"#,
+    printcolumn = r#"{"name":"LAST SEEN","type":"date","jsonPath":".status.lastObservedTime"}"#,
+    printcolumn = r#"{"name":"AGE","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"AGENT","type":"string","jsonPath":".status.agentVersion","priority":1}"#,
+    printcolumn = r#"{"name":"REASON","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","priority":1}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ManagedClusterSpec {
+    /// The UID of the child's `kube-system` namespace.
+    pub cluster_id: String,
+    /// `StandardCluster` or `EdgeCluster`.
+    #[serde(default = "standard_cluster")]
+    pub cluster_type: String,
+    /// Clusternet's; `Pull`, since nothing is ever pushed.
+    #[serde(default = "pull")]
+    pub sync_mode: String,
+    /// Fingerprint (`SHA256:…`) of the key that this cluster's agent holds; no other may connect.
+    #[serde(default)]
+    pub key_fingerprint: String,
+    /// Set to true to shut the cluster out: its tunnel is closed and none is accepted.
+    #[serde(default)]
+    pub denied: bool,
+}
+
+fn standard_cluster() -> String {
+    "StandardCluster".to_owned()
+}
+
+fn pull() -> String {
+    "Pull".to_owned()
+}
+
+/// What is known of a registered child.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManagedClusterStatus {
+    /// When the hub last heard from the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_observed_time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    /// The child's Kubernetes version.
+    pub k8s_version: String,
+    /// The agent's version.
+    pub agent_version: String,
+    /// `linux/amd64` and the like.
+    pub platform: String,
+    /// Always true: this cluster is reached through a tunnel.
+    pub use_socket: bool,
+    /// The child's `/healthz`, `/livez`, `/readyz`, as its agent sees them.
+    pub healthz: bool,
+    #[allow(missing_docs, reason = "see healthz")]
+    pub livez: bool,
+    #[allow(missing_docs, reason = "see healthz")]
+    pub readyz: bool,
+    /// Ready and all nodes, `3/4`.
+    pub nodes: String,
+    /// Nodes by state.
+    pub node_statistics: NodeStatistics,
+    /// Sums over the nodes.
+    pub capacity: BTreeMap<String, String>,
+    /// Sums over the nodes.
+    pub allocatable: BTreeMap<String, String>,
+    /// `Ready`, `TunnelConnected`, `APIServerReachable`, …
+    pub conditions: Vec<Condition>,
+}
+
+/// Nodes by state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatistics {
+    /// Ready.
+    pub ready_nodes: u32,
+    /// Not ready.
+    pub not_ready_nodes: u32,
+    /// State unknown.
+    pub unknown_nodes: u32,
+}
+
+/// The summary: the tunnel stands and the child's API server answers.
+pub const CONDITION_READY: &str = "Ready";
+/// A hub replica holds a live tunnel.
+pub const CONDITION_TUNNEL: &str = "TunnelConnected";
+/// The agent reaches its API server.
+pub const CONDITION_API_SERVER: &str = "APIServerReachable";
+/// Another agent uses the same identity.
+pub const CONDITION_CONFLICT: &str = "Conflict";
