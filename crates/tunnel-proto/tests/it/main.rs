@@ -1,0 +1,12 @@
+//! The tunnel from end to end, both sides in one process: over a pipe, or over TCP on the loopback.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers are tests too, but clippy sees only functions marked so"
+)]
+
+mod ending;
+mod greeting;
+mod harness;
+mod requests;
+mod upgrades;
