@@ -39,7 +39,7 @@ pub struct ManagedClusterSpec {
     #[serde(default = "pull")]
     pub sync_mode: String,
     /// Fingerprint (`SHA256:…`) of the key that this cluster's agent holds; no other may connect.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key_fingerprint: String,
     /// Set to true to shut the cluster out: its tunnel is closed and none is accepted.
     #[serde(default)]

@@ -37,19 +37,19 @@ pub struct ClusterRegistrationRequestSpec {
     /// The name that the invitation was made for.
     pub cluster_name: String,
     /// `StandardCluster` or `EdgeCluster`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cluster_type: String,
     /// Clusternet's; `Pull`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sync_mode: String,
     /// Labels for the `ManagedCluster`, chosen in the invitation, never by the child.
     #[serde(default)]
     pub cluster_labels: BTreeMap<String, String>,
     /// Fingerprint of the key that the agent made; the agent logs the same.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key_fingerprint: String,
     /// Id of the invitation that was used.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub invitation: String,
 }
 
@@ -58,13 +58,16 @@ pub struct ClusterRegistrationRequestSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterRegistrationRequestStatus {
     /// The namespace that holds the `ManagedCluster`.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub dedicated_namespace: String,
     /// The `ManagedCluster`.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub managed_cluster_name: String,
     /// `Pending`, `Approved`, `Denied` or `Failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<RegistrationResult>,
     /// Why, and what to do.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub error_message: String,
 }
 

@@ -1,0 +1,89 @@
+//! Builds the agent from its settings and runs it until it is told to stop. What can fail at start (the
+//! probe address, the API server's address) fails here; after that everything is retried.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use runtime::readiness::Readiness;
+use runtime::stop::Stop;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::account::{Account, Bearer};
+use crate::config::Settings;
+use crate::credentials::Credentials;
+use crate::dial::{CHECK_CREDENTIALS, CHECK_TUNNEL, Dialer};
+use crate::metrics::Metrics;
+use crate::report::Reporter;
+use crate::serve::Service;
+use crate::tokens::{CHECK, Impersonator};
+use crate::upstream::Upstream;
+
+/// Runs the agent until `stop`, then lets open streams finish.
+///
+/// # Errors
+/// It cannot start, or one of its parts ended by itself.
+pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
+    runtime::tls::provider();
+    tracing::info!(
+        version = crate::VERSION,
+        instance = settings.instance,
+        apiserver = settings.apiserver.authority(),
+        "towline-agent starts"
+    );
+    let readiness = Readiness::new(&[CHECK_CREDENTIALS, CHECK, CHECK_TUNNEL]);
+    let (metrics, registry) = Metrics::new();
+    let admin = TcpListener::bind(settings.admin_listen)
+        .await
+        .with_context(|| format!("cannot listen on {} for probes (--admin-listen)", settings.admin_listen))?;
+
+    let upstream =
+        Arc::new(Upstream::new(&settings.apiserver, settings.ca_file).context("--kube-apiserver")?);
+    let agent = Account::new(Arc::clone(&upstream), Bearer::File(settings.token_file));
+    let impersonator = Arc::new(Impersonator::new(agent.clone()));
+    let credentials = Arc::new(Credentials::new(agent.clone()));
+    let service = Arc::new(Service::new(
+        upstream,
+        Arc::clone(&impersonator),
+        Reporter::new(agent, Arc::clone(&impersonator)),
+        Arc::clone(&credentials),
+        metrics,
+    ));
+    let dialer = Dialer {
+        service,
+        credentials,
+        registration_dir: settings.registration_dir,
+        proxy: settings.proxy,
+        instance: settings.instance,
+        readiness: readiness.clone(),
+    };
+
+    let mut parts = JoinSet::new();
+    // Probes and the impersonator's token are needed until the last stream has ended.
+    let end = Stop::new();
+    parts.spawn(runtime::admin::serve(admin, readiness.clone(), registry, end.clone()));
+    {
+        let (impersonator, end) = (Arc::clone(&impersonator), end.clone());
+        parts.spawn(async move { impersonator.run(readiness, end).await });
+    }
+    let mut dialing = JoinSet::new();
+    dialing.spawn(dialer.run(stop.clone()));
+
+    tokio::select! {
+        biased;
+        ended = dialing.join_next() => {
+            ended.transpose().context("the dialer failed")?;
+            anyhow::ensure!(stop.is_cancelled(), "the dialer ended by itself");
+        }
+        ended = parts.join_next() => {
+            ended.transpose().context("a part of the agent failed")?;
+            anyhow::bail!("a part of the agent ended by itself");
+        }
+    }
+    end.cancel();
+    while let Some(ended) = parts.join_next().await {
+        ended.context("a part of the agent failed while stopping")?;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}

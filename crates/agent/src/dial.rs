@@ -1,0 +1,306 @@
+//! Keeps a tunnel to the hub: register if need be, dial, serve, and begin again. The only loop that never
+//! gives up. When the hub says that it goes, the next tunnel is opened while the old one finishes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::names::attach_path;
+use api::registration::Credential;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use runtime::backoff::Backoff;
+use runtime::readiness::Readiness;
+use runtime::stop::Stop;
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tunnel_proto::agent_side::{Connection, connect};
+use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
+
+use crate::config::Proxy;
+use crate::credentials::{Credentials, State};
+use crate::limits::{DIAL_FIRST, DIAL_MAX, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE, TUNNEL_LIVED};
+use crate::parent::Parent;
+use crate::register::{Outcome, Registration, ask};
+use crate::serve::Service;
+use crate::tasks::Tasks;
+use crate::trouble::{Code, Log, Trouble, chain};
+
+/// The readiness check for the registration and its credential.
+pub const CHECK_CREDENTIALS: &str = "credentials";
+/// The readiness check for the tunnel.
+pub const CHECK_TUNNEL: &str = "tunnel";
+
+/// What the loop needs.
+#[derive(Debug)]
+pub struct Dialer {
+    /// Answers what comes out of the tunnel.
+    pub service: Arc<Service>,
+    /// Key and credential.
+    pub credentials: Arc<Credentials>,
+    /// The mounted registration Secret.
+    pub registration_dir: PathBuf,
+    /// On the way to the parent.
+    pub proxy: Proxy,
+    /// This process.
+    pub instance: String,
+    /// Two of its checks are set here.
+    pub readiness: Readiness,
+}
+
+/// What is tried next to get in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Dial with the stored credential if there is a good one, else register.
+    Usual,
+    /// The credential was refused: register.
+    Register,
+    /// The invitation was refused too: try the credential even if it seems to have expired. Our clock may
+    /// be wrong, or the parent's refusal was a passing one.
+    Credential,
+}
+
+/// What an attempt came to.
+enum Attempt {
+    Open(Box<(Welcome, Connection<TokioIo<Upgraded>>)>),
+    /// The parent has not approved; ask again after this.
+    Wait(Trouble, Duration),
+}
+
+/// The tunnels of this process: the present one and old ones that finish their streams.
+type Tunnels = JoinSet<Result<(), TunnelError>>;
+
+impl Dialer {
+    /// Runs until `stop`, then lets open streams finish for [`STOP_GRACE`].
+    pub async fn run(self, stop: Stop) {
+        let mut tunnels = Tunnels::new();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.dial_for_ever(&mut tunnels, &stop) => {}
+        }
+        self.readiness.set(CHECK_TUNNEL, Err("stopping".to_owned()));
+        let finished = async { while tunnels.join_next().await.is_some() {} };
+        if timeout(STOP_GRACE, finished).await.is_err() {
+            tracing::warn!("streams were still open after {STOP_GRACE:?}; they are cut");
+        }
+    }
+
+    async fn dial_for_ever(&self, tunnels: &mut Tunnels, stop: &Stop) {
+        let mut backoff = Backoff::new(DIAL_FIRST, DIAL_MAX);
+        let mut log = Log::default();
+        let mut way = Way::Usual;
+        let tasks = Tasks::default();
+        loop {
+            let trouble = match self.attempt(&mut way, &tasks).await {
+                Ok(Attempt::Open(opened)) => {
+                    log.clear();
+                    way = Way::Usual;
+                    let (welcome, connection) = *opened;
+                    let began = Instant::now();
+                    let lost = self.serve(tunnels, welcome, connection, stop).await;
+                    if began.elapsed() >= TUNNEL_LIVED {
+                        backoff.reset();
+                    }
+                    lost
+                }
+                Ok(Attempt::Wait(trouble, after)) => {
+                    self.note(&mut log, &trouble);
+                    tokio::select! {
+                        () = sleep(jittered(after)) => {}
+                        () = Registration::changed(&self.registration_dir) => {}
+                    }
+                    continue;
+                }
+                Err(trouble) => trouble,
+            };
+            self.note(&mut log, &trouble);
+            sleep(backoff.delay()).await;
+        }
+    }
+
+    /// Serves a tunnel until it is lost or the hub says that it goes; tells why it is no longer the present
+    /// one.
+    async fn serve(
+        &self,
+        tunnels: &mut Tunnels,
+        welcome: Welcome,
+        connection: Connection<TokioIo<Upgraded>>,
+        stop: &Stop,
+    ) -> Trouble {
+        tracing::info!(
+            tunnel = welcome.tunnel_id,
+            hub = welcome.hub_id,
+            version = welcome.hub_version,
+            "connected"
+        );
+        self.readiness.set(CHECK_TUNNEL, Ok(()));
+        let leave = Stop::new();
+        let mine = tunnels.spawn(self.drive(connection, leave.clone(), stop.clone())).id();
+        let ended = tokio::select! {
+            ended = ended(tunnels, mine) => ended,
+            () = leave.cancelled(), if tunnels.len() <= OLD_TUNNELS => {
+                tracing::info!(tunnel = welcome.tunnel_id, "the hub is going away; opening another tunnel");
+                return Trouble::new(Code::Lost, "the hub is going away");
+            }
+        };
+        self.readiness.set(CHECK_TUNNEL, Err("not connected".to_owned()));
+        match ended {
+            Ok(()) => Trouble::new(Code::Lost, "the hub closed the tunnel in order"),
+            Err(error) => Trouble::new(Code::Lost, format!("the tunnel was lost: {}", chain(&error))),
+        }
+    }
+
+    fn drive(
+        &self,
+        connection: Connection<TokioIo<Upgraded>>,
+        leave: Stop,
+        stop: Stop,
+    ) -> impl Future<Output = Result<(), TunnelError>> + Send + use<> {
+        let service = Arc::clone(&self.service);
+        let open = service.metrics.tunnel();
+        async move {
+            let left = leave.clone();
+            let finish = async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    // A hub that said it goes and then stays would keep this tunnel for ever.
+                    () = async { left.cancelled().await; sleep(OLD_TUNNEL_GRACE).await } => {}
+                }
+            };
+            let answer = move |request| Arc::clone(&service).answer(leave.clone(), request);
+            let ended = connection.serve(answer, finish).await;
+            drop(open);
+            ended
+        }
+    }
+
+    async fn attempt(&self, way: &mut Way, tasks: &Tasks) -> Result<Attempt, Trouble> {
+        let state = self.credentials.state().await?;
+        let registration = Registration::read(&self.registration_dir).await?;
+        let parent = Parent::new(&registration.parent_url, &registration.ca, &self.proxy)?;
+        let credential = match usable(&state, &registration, *way) {
+            Some(credential) => credential,
+            None => match ask(&registration, &state, &parent, tasks).await {
+                Ok(Outcome::Approved(credential)) => {
+                    tracing::info!(cluster = registration.cluster_name, expires = %credential.expires, "registered");
+                    if let Err(error) =
+                        self.credentials.store(credential.clone(), &registration.parent_url).await
+                    {
+                        // It is in memory, so the tunnel can stand; after a restart the invitation is needed again.
+                        tracing::warn!(%error, "the credential is not stored");
+                    }
+                    *way = Way::Usual;
+                    credential
+                }
+                Ok(Outcome::Pending(message, after)) => {
+                    let what = format!("registered and waiting for approval in the parent: {message}");
+                    return Ok(Attempt::Wait(Trouble::new(Code::Pending, what), after));
+                }
+                Ok(Outcome::Denied(message, after)) => {
+                    let what = format!("the parent denied this cluster: {message}");
+                    return Ok(Attempt::Wait(Trouble::new(Code::Denied, what), after));
+                }
+                Err(trouble) => {
+                    if trouble.code == Code::Refused && state.credential.is_some() {
+                        *way = Way::Credential;
+                    }
+                    return Err(trouble);
+                }
+            },
+        };
+        self.readiness.set(CHECK_CREDENTIALS, Ok(()));
+        match self.open(&state, &parent, &credential, tasks).await {
+            Ok(opened) => Ok(Attempt::Open(Box::new(opened))),
+            Err(trouble) => {
+                if trouble.code == Code::Refused {
+                    *way = Way::Register;
+                    self.readiness.set(CHECK_CREDENTIALS, Err(trouble.to_string()));
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        state: &State,
+        parent: &Parent,
+        credential: &Credential,
+        tasks: &Tasks,
+    ) -> Result<(Welcome, Connection<TokioIo<Upgraded>>), Trouble> {
+        let io = parent.websocket(&attach_path(&state.cluster), &credential.token, tasks).await?;
+        let mut hello = Hello::new(state.cluster.as_str(), &self.instance, crate::VERSION);
+        hello.credential_expires = Some(credential.expires);
+        connect(io, &hello).await.map_err(|error| {
+            let code = match &error {
+                TunnelError::Refused(refusal) if refusal.reason == RefusalReason::Draining => Code::HubDown,
+                TunnelError::Refused(_) | TunnelError::Hello(_) | TunnelError::NotHttp2 => Code::Hello,
+                TunnelError::HelloTimeout | TunnelError::ClosedInHello => Code::Upgrade,
+                TunnelError::Stream(_)
+                | TunnelError::PeerSilent
+                | TunnelError::Http2(_)
+                | TunnelError::DrainTimeout => Code::Lost,
+            };
+            Trouble::new(code, chain(&error))
+        })
+    }
+
+    fn note(&self, log: &mut Log, trouble: &Trouble) {
+        self.service.metrics.trouble(trouble.code);
+        log.report(trouble);
+        let check = match trouble.code {
+            Code::Registration | Code::Denied | Code::Pending | Code::Refused | Code::Child => {
+                CHECK_CREDENTIALS
+            }
+            Code::Dns
+            | Code::Tcp
+            | Code::Tls
+            | Code::Proxy
+            | Code::Upgrade
+            | Code::Hello
+            | Code::Impersonation
+            | Code::HubDown
+            | Code::Lost
+            | Code::NotFound => CHECK_TUNNEL,
+        };
+        // A tunnel that only makes way for the next one still serves.
+        if trouble.code != Code::Lost {
+            self.readiness.set(check, Err(trouble.to_string()));
+        }
+    }
+}
+
+/// The stored credential, if it is to be used now.
+fn usable(state: &State, registration: &Registration, way: Way) -> Option<Credential> {
+    let held = state.credential.as_ref().filter(|held| held.parent == registration.parent_url)?;
+    let good = match way {
+        Way::Usual => held.credential.expires > Timestamp::now(),
+        Way::Register => false,
+        Way::Credential => true,
+    };
+    good.then(|| held.credential.clone())
+}
+
+/// Waits for this tunnel; others that end meanwhile were old ones.
+async fn ended(tunnels: &mut Tunnels, mine: Id) -> Result<(), TunnelError> {
+    loop {
+        match tunnels.join_next_with_id().await {
+            Some(Ok((id, ended))) if id == mine => return ended,
+            Some(Err(error)) if error.id() == mine => {
+                tracing::error!(%error, "the task of a tunnel failed");
+                return Ok(());
+            }
+            Some(_) => {}
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Between three quarters of it and all of it, so that many that wait do not ask together.
+fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(1.0 - rand::random::<f64>() / 4.0)
+}
+
+#[cfg(test)]
+mod tests;

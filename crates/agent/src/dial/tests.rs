@@ -1,0 +1,224 @@
+//! The whole agent against a scripted parent and child.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tunnel_proto::Body;
+use tunnel_proto::hub_side::{Tunnel, accept, upgrade_response};
+use tunnel_proto::names::AUTHORITY_AGENT;
+use tunnel_proto::upgrade::tunnel_uri;
+
+use super::*;
+use crate::config::{Environment, Flags, Settings};
+use crate::serve::{PATH_GOAWAY, full};
+use crate::testing::{CLUSTER, Child, Server, text};
+
+/// How long anything may take in these tests; the agent's own first delay is up to a second.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A parent: decides on registrations by a script, accepts tunnels with the tokens it gave.
+#[derive(Clone)]
+struct Hub {
+    /// Results of the registrations to come; after them `Approved`.
+    results: Arc<Mutex<VecDeque<&'static str>>>,
+    /// The token that is good now.
+    token: Arc<Mutex<String>>,
+    tunnels: mpsc::UnboundedSender<(Tunnel, Hello)>,
+    registered: Arc<Mutex<Vec<String>>>,
+    tasks: Arc<Tasks>,
+}
+
+impl Hub {
+    fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
+        let bearer = request.headers()["authorization"].to_str().unwrap().to_owned();
+        if request.method() == http::Method::POST {
+            assert_eq!(request.uri().path(), api::names::REGISTRATIONS_PATH);
+            self.registered.lock().unwrap().push(bearer);
+            let result = self.results.lock().unwrap().pop_front().unwrap_or("Approved");
+            if result == "401" {
+                return text(401, "{}");
+            }
+            let credential = (result == "Approved")
+                .then(|| json!({ "token": *self.token.lock().unwrap(), "expires": "2100-01-01T00:00:00Z" }));
+            let status = json!({ "result": result, "retryAfterSeconds": 1, "credential": credential });
+            return text(201, json!({ "status": status }).to_string());
+        }
+        assert_eq!(request.uri().path(), attach_path(&CLUSTER.parse().unwrap()));
+        if bearer != format!("Bearer {}", self.token.lock().unwrap()) {
+            return text(401, "{}");
+        }
+        let on = hyper::upgrade::on(&mut request);
+        let (head, _) = request.into_parts();
+        let answer = upgrade_response(&head).unwrap();
+        let (tasks, tunnels) = (Arc::clone(&self.tasks), self.tunnels.clone());
+        self.tasks.spawn(async move {
+            let io = TokioIo::new(on.await.unwrap());
+            let accepted = accept(io, |hello| Welcome::answering(hello, "t", "h", "0.1.0")).await;
+            let (hello, tunnel, driver) = accepted.unwrap();
+            tasks.spawn(async move { drop(driver.await) });
+            tunnels.send((tunnel, hello)).unwrap();
+        });
+        answer.map(|()| full(bytes::Bytes::new()))
+    }
+}
+
+struct World {
+    hub: Hub,
+    tunnels: mpsc::UnboundedReceiver<(Tunnel, Hello)>,
+    child: Child,
+    stop: Stop,
+    agent: JoinSet<anyhow::Result<()>>,
+    _servers: (Server, Server),
+}
+
+impl World {
+    async fn start(results: &[&'static str]) -> Self {
+        let (sender, tunnels) = mpsc::unbounded_channel();
+        let hub = Hub {
+            results: Arc::new(Mutex::new(results.iter().copied().collect())),
+            token: Arc::new(Mutex::new("credential-1".to_owned())),
+            tunnels: sender,
+            registered: Arc::default(),
+            tasks: Arc::default(),
+        };
+        let served = hub.clone();
+        let parent = Server::start(&["http/1.1"], 1, move |_, request| {
+            let answer = served.clone().answer(request);
+            Box::pin(async { answer })
+        })
+        .await;
+        let child = Child::new(&["dev"]);
+        let api = child.serve().await;
+        for (name, content) in [
+            ("parentURL", parent.url().as_str()),
+            ("ca.crt", &parent.pki.ca_pem),
+            ("regToken", "invitation-token\n"),
+            ("invitation", "inv-1"),
+            ("invitationSecret", "s3cr3t"),
+            ("expires", "2100-01-01T00:00:00Z"),
+            ("clusterName", "edge-1"),
+        ] {
+            parent.scratch.file(name, content);
+        }
+        let flags = <Flags as clap::Parser>::try_parse_from([
+            "towline-agent".to_owned(),
+            format!("--registration-dir={}", parent.scratch.0.display()),
+            "--admin-listen=127.0.0.1:0".to_owned(),
+            format!("--kube-apiserver=https://127.0.0.1:{}", api.port),
+            format!("--kube-ca-file={}", api.ca_file().display()),
+            format!("--token-file={}", api.scratch.file("token", "agent-token").display()),
+            "--instance=pod-1".to_owned(),
+        ])
+        .unwrap();
+        let settings = Settings::new(flags, &Environment::default()).unwrap();
+        let stop = Stop::new();
+        let mut agent = JoinSet::new();
+        agent.spawn(crate::app::run(settings, stop.clone()));
+        Self { hub, tunnels, child, stop, agent, _servers: (parent, api) }
+    }
+
+    async fn tunnel(&mut self) -> (Tunnel, Hello) {
+        timeout(SOON, self.tunnels.recv()).await.unwrap().unwrap()
+    }
+
+    async fn end(mut self) {
+        self.stop.cancel();
+        timeout(SOON, self.agent.join_next()).await.unwrap().unwrap().unwrap().unwrap();
+    }
+}
+
+async fn status_of(tunnel: &Tunnel, method: http::Method, path: &'static str) -> StatusCode {
+    let mut request = Request::new(full(bytes::Bytes::new()));
+    *request.method_mut() = method;
+    *request.uri_mut() = tunnel_uri(AUTHORITY_AGENT, http::uri::PathAndQuery::from_static(path)).unwrap();
+    tunnel.send(request).await.unwrap().status()
+}
+
+#[tokio::test]
+async fn a_new_cluster_registers_waits_for_approval_and_connects() {
+    let mut world = World::start(&["Pending", "Approved"]).await;
+    let (tunnel, hello) = world.tunnel().await;
+    assert_eq!(hello.cluster_id, CLUSTER);
+    assert!(hello.instance.starts_with("pod-1-"));
+    assert_eq!(hello.credential_expires, "2100-01-01T00:00:00Z".parse().ok());
+    assert_eq!(status_of(&tunnel, http::Method::GET, "/v1/status").await, 200);
+    assert_eq!(*world.hub.registered.lock().unwrap(), ["Bearer invitation-token"; 2]);
+    let stored = world.child.stored.lock().unwrap()["data"].clone();
+    assert_eq!(stored["token"], "Y3JlZGVudGlhbC0x");
+    assert!(stored["agent.key"].is_string());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_lost_tunnel_comes_back_without_registering_again() {
+    let mut world = World::start(&[]).await;
+    let (first, _) = world.tunnel().await;
+    first.close();
+    let (second, _) = world.tunnel().await;
+    assert_eq!(status_of(&second, http::Method::GET, "/v1/status").await, 200);
+    assert_eq!(world.hub.registered.lock().unwrap().len(), 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn when_the_hub_goes_the_next_tunnel_stands_before_the_old_one_ends() {
+    let mut world = World::start(&[]).await;
+    let (old, _) = world.tunnel().await;
+    assert_eq!(status_of(&old, http::Method::POST, PATH_GOAWAY).await, 204);
+    let (new, _) = world.tunnel().await;
+    for tunnel in [&old, &new] {
+        assert_eq!(status_of(tunnel, http::Method::GET, "/v1/status").await, 200);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_refused_credential_is_replaced_through_the_invitation() {
+    let mut world = World::start(&["Approved", "401", "Approved"]).await;
+    let (first, _) = world.tunnel().await;
+    *world.hub.token.lock().unwrap() = "credential-2".to_owned();
+    first.close();
+    world.tunnel().await;
+    assert_eq!(world.child.stored.lock().unwrap()["data"]["token"], "Y3JlZGVudGlhbC0y");
+    // The refused invitation was followed by another try of the credential, then by the invitation.
+    assert_eq!(world.hub.registered.lock().unwrap().len(), 3);
+    world.end().await;
+}
+
+#[test]
+fn a_credential_of_another_parent_or_an_expired_one_is_not_dialled_with() {
+    let key = Arc::new(crate::key::Key::generate().unwrap());
+    let state = |parent: &str, expires: &str| State {
+        key: Arc::clone(&key),
+        cluster: CLUSTER.parse().unwrap(),
+        credential: Some(crate::credentials::Held {
+            credential: Credential { token: crate::testing::secret("t"), expires: expires.parse().unwrap() },
+            parent: parent.to_owned(),
+        }),
+    };
+    let registration = Registration {
+        parent_url: "https://here".to_owned(),
+        ca: Vec::new(),
+        token: crate::testing::secret("t"),
+        invitation: String::new(),
+        secret: crate::testing::secret("s"),
+        expires: None,
+        cluster_name: String::new(),
+    };
+    let (past, future) = ("2000-01-01T00:00:00Z", "2100-01-01T00:00:00Z");
+    for (parent, expires, way, used) in [
+        ("https://here", future, Way::Usual, true),
+        ("https://here", past, Way::Usual, false),
+        ("https://here", past, Way::Credential, true),
+        ("https://here", future, Way::Register, false),
+        ("https://there", future, Way::Usual, false),
+        ("https://there", future, Way::Credential, false),
+    ] {
+        let usable = usable(&state(parent, expires), &registration, way);
+        assert_eq!(usable.is_some(), used, "{parent} {expires} {way:?}");
+    }
+}

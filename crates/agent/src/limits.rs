@@ -1,0 +1,119 @@
+//! Every number of the agent, with its reason and the memory it can cost. Those of the tunnel itself stand
+//! in `tunnel_proto::limits`.
+
+use std::time::Duration;
+
+/// Requests in flight over all tunnels, watches and upgrades included; more are answered 429. As many as one
+/// tunnel has streams. About 10 KiB each when idle: 100 MiB at worst.
+pub const MAX_REQUESTS: usize = 10_000;
+/// exec, attach and port-forward at once. Each has a TLS connection of its own and two copy buffers:
+/// `1,000 × (64 + 64 KiB)` = 128 MiB at worst.
+pub const MAX_UPGRADES: usize = 1_000;
+/// Copy buffer of an upgraded stream, one for each direction.
+pub const COPY_BUFFER: usize = 32 * 1024;
+/// Largest body of a request to the agent itself; a credential is below 4 KiB.
+pub const CONTROL_BODY: usize = 64 * 1024;
+/// Longest token that is accepted as a credential. It travels in a header, and service account tokens are
+/// about 1 KiB.
+pub const MAX_TOKEN: usize = 16 * 1024;
+
+/// Connections for ordinary requests to the child's kube-apiserver. It allows 100 streams on each (250
+/// before 1.28), so 8 carry 640 before anything waits. About 100 KiB each.
+pub const CONNECTIONS: usize = 8;
+/// Connections for watches and other requests without an end. At 80 on each they carry 20,000 watches;
+/// about 60 KiB each, 15 MiB at worst.
+pub const LONG_CONNECTIONS: usize = 256;
+/// The next connection is opened when the emptiest one is this full, in percent of the peer's streams.
+pub const FULL_PERCENT: usize = 80;
+/// Streams that are used of a connection whose peer sets no limit.
+pub const STREAMS_AT_MOST: usize = 250;
+/// A connection without streams is closed after this long. Shorter than the 3 minutes after which a
+/// kube-apiserver closes idle ones (apiserver `pkg/server/secure_serving.go`), so that no request meets a
+/// connection that is about to go.
+pub const IDLE: Duration = Duration::from_secs(90);
+/// Window of one stream from the child: what a stream whose reader has stopped can hold.
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The connection window never binds, or a stopped `logs -f` would stop its neighbours.
+pub const CONNECTION_WINDOW: u32 = i32::MAX as u32;
+/// As in the tunnel: fewer, larger frames cost less.
+pub const MAX_FRAME: u32 = 64 * 1024;
+/// Bytes of one request body that wait to be written.
+pub const SEND_BUFFER: usize = 128 * 1024;
+/// Largest head of an answer from the child; kube-apiserver sends less than 8 KiB.
+pub const ANSWER_HEAD: u32 = 64 * 1024;
+/// Header lines of an answer on HTTP/1.1.
+pub const ANSWER_HEADER_LINES: usize = 128;
+/// A PING to a connection that has been silent this long; a dead one is noticed within 35 s.
+pub const PING_AFTER: Duration = Duration::from_secs(15);
+/// Time for its answer.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// TCP and TLS to the child's kube-apiserver, which is nearby.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Head of the answer to a request that is not long-running. kube-apiserver gives up after 60 s by default
+/// (`--request-timeout`), some run it with more; this is only the end of a child that never answers.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Answer to an upgrade: kube-apiserver dials the kubelet, and that starts a process.
+pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Largest answer to the agent's own requests: a page of nodes, about 20 KiB each.
+pub const OWN_ANSWER: usize = 32 * 1024 * 1024;
+/// Nodes on one page.
+pub const NODES_PER_PAGE: usize = 500;
+/// Pages of nodes that are read; Kubernetes is made for 5,000 nodes.
+pub const NODE_PAGES: usize = 40;
+/// The agent's own requests, each.
+pub const OWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A report is made anew no sooner than this, however often the hub asks.
+pub const REPORT_TTL: Duration = Duration::from_secs(10);
+
+/// How long an answer on "may this group be impersonated" is believed.
+pub const GROUP_TTL: Duration = Duration::from_secs(60);
+/// Bytes of group names whose answers are kept.
+pub const GROUP_CACHE: u64 = 2 * 1024 * 1024;
+/// Such questions at once.
+pub const GROUP_QUESTIONS: usize = 16;
+/// Life of the impersonator's token; the shortest that every kube-apiserver grants is 10 minutes.
+pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+/// Between tries to get one.
+pub const TOKEN_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// See [`TOKEN_RETRY_FIRST`].
+pub const TOKEN_RETRY_MAX: Duration = Duration::from_secs(30);
+/// The right to impersonate is probed again this often, and sooner while something is wrong.
+pub const PROBE_EVERY: Duration = Duration::from_secs(300);
+/// See [`PROBE_EVERY`].
+pub const PROBE_RETRY: Duration = Duration::from_secs(15);
+
+/// Resolving and TCP to the parent or proxy, for each address.
+pub const PARENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The TLS handshake, a proxy's answer, or the parent's answer to the upgrade or the registration.
+pub const PARENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Addresses of one name that are tried.
+pub const PARENT_ADDRESSES: usize = 8;
+/// Bytes that wait in the kernel unsent; more would only make small answers wait behind large ones.
+pub const UNSENT: u32 = 128 * 1024;
+/// First delay after a failure; drawn between 0 and this, so that what was lost is back within seconds and
+/// thousands of agents do not come back in one instant.
+pub const DIAL_FIRST: Duration = Duration::from_secs(1);
+/// Longest delay.
+pub const DIAL_MAX: Duration = Duration::from_secs(60);
+/// A tunnel that lived this long was a good one: the delays begin anew.
+pub const TUNNEL_LIVED: Duration = Duration::from_secs(30);
+/// Old tunnels that may finish their streams beside the new one.
+pub const OLD_TUNNELS: usize = 4;
+/// For how long they may.
+pub const OLD_TUNNEL_GRACE: Duration = Duration::from_secs(300);
+/// At the end of the process; the kubelet kills after 30 s.
+pub const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// Largest file of the mounted registration Secret; a CA bundle is the longest of them.
+pub const REGISTRATION_FILE: u64 = 256 * 1024;
+/// Largest answer to a registration.
+pub const REGISTRATION_ANSWER: usize = 64 * 1024;
+/// When the hub does not say how long to wait.
+pub const REGISTRATION_RETRY: Duration = Duration::from_secs(5);
+/// Longest time between two tries, whatever the hub says.
+pub const REGISTRATION_RETRY_MAX: Duration = Duration::from_secs(300);
+/// After a denial, which a person may take back.
+pub const DENIED_RETRY: Duration = Duration::from_secs(300);
+/// Tries to write the credential when somebody else changes the Secret at the same time.
+pub const WRITE_TRIES: usize = 5;

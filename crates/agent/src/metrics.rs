@@ -1,0 +1,79 @@
+//! The agent's metrics. No label takes a value that came from outside.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::trouble::Code;
+
+/// All families.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    answers: Family<Answer, Counter>,
+    tunnels: Gauge,
+    opened: Counter,
+    troubles: Family<Kind, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answer {
+    code: u16,
+    by: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    code: &'static str,
+}
+
+impl Metrics {
+    /// All families, and the registry that holds them.
+    pub fn new() -> (Self, Arc<Registry>) {
+        let metrics = Self::default();
+        let mut registry = Registry::with_prefix("towline_agent");
+        registry.register(
+            "answers",
+            "Answers to the hub, by status and by who gave them (child or agent)",
+            metrics.answers.clone(),
+        );
+        registry.register("tunnels", "Tunnels that are open now", metrics.tunnels.clone());
+        registry.register("tunnels_opened", "Tunnels that were opened", metrics.opened.clone());
+        registry.register(
+            "troubles",
+            "Failures to register or to open a tunnel, by code",
+            metrics.troubles.clone(),
+        );
+        (metrics, Arc::new(registry))
+    }
+
+    pub(crate) fn answered(&self, status: StatusCode, own: bool) {
+        let by = if own { "agent" } else { "child" };
+        self.answers.get_or_create(&Answer { code: status.as_u16(), by }).inc();
+    }
+
+    pub(crate) fn trouble(&self, code: Code) {
+        self.troubles.get_or_create(&Kind { code: code.as_str() }).inc();
+    }
+
+    /// Counts a tunnel as open until the guard is dropped.
+    pub(crate) fn tunnel(&self) -> OpenTunnel {
+        self.opened.inc();
+        self.tunnels.inc();
+        OpenTunnel(self.tunnels.clone())
+    }
+}
+
+/// One open tunnel.
+#[derive(Debug)]
+pub(crate) struct OpenTunnel(Gauge);
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,312 @@
+//! Requests through a real tunnel to a scripted child.
+
+use std::time::Duration;
+
+use api::identity::Identity;
+use http::Uri;
+use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use runtime::readiness::Readiness;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tunnel_proto::hub_side::{Tunnel, accept};
+use tunnel_proto::upgrade::{connect_request, tunnel_uri};
+use tunnel_proto::{Hello, UpgradeProtocol, Welcome, agent_side};
+
+use super::*;
+use crate::account::{Account, Bearer};
+use crate::testing::{Child, Server};
+
+/// A child, an agent's service, and a hub at the other end of a tunnel.
+struct World {
+    child: Child,
+    tunnel: Tunnel,
+    leave: Stop,
+    readiness: Readiness,
+    _server: Server,
+    _tasks: JoinSet<()>,
+}
+
+impl World {
+    async fn start(groups: &[&str]) -> Self {
+        let child = Child::new(groups);
+        let server = child.serve().await;
+        let upstream = Arc::new(Upstream::new(&server.address(), server.ca_file()).unwrap());
+        let token = Bearer::File(server.scratch.file("token", "agent-token\n"));
+        let agent = Account::new(Arc::clone(&upstream), token);
+        let impersonator = Arc::new(Impersonator::new(agent.clone()));
+        let credentials = Arc::new(Credentials::new(agent.clone()));
+        credentials.state().await.unwrap();
+        let held = Credential { token: crate::testing::secret("old"), expires: jiff::Timestamp::UNIX_EPOCH };
+        credentials.store(held, "https://parent").await.unwrap();
+        let service = Arc::new(Service::new(
+            upstream,
+            Arc::clone(&impersonator),
+            Reporter::new(agent, Arc::clone(&impersonator)),
+            credentials,
+            Metrics::new().0,
+        ));
+        let mut tasks = JoinSet::new();
+        let (leave, readiness) = (Stop::new(), Readiness::new(&[crate::tokens::CHECK]));
+        let checks = readiness.clone();
+        let running = Arc::clone(&impersonator);
+        tasks.spawn(async move { running.run(checks, Stop::new()).await });
+
+        let (hub, agent_end) = tokio::io::duplex(64 * 1024);
+        let left = leave.clone();
+        tasks.spawn(async move {
+            let hello = Hello::new(crate::testing::CLUSTER, "pod", "0.1.0");
+            let (_, connection) = agent_side::connect(agent_end, &hello).await.unwrap();
+            let answer = move |request| Arc::clone(&service).answer(left.clone(), request);
+            let _ = connection.serve(answer, std::future::pending()).await;
+        });
+        let welcomed = accept(hub, |hello| Welcome::answering(hello, "t", "h", "0.1.0"));
+        let (_, tunnel, driver) = welcomed.await.unwrap();
+        tasks.spawn(async move { drop(driver.await) });
+
+        let world = Self { child, tunnel, leave, readiness, _server: server, _tasks: tasks };
+        // The probe has been made when the error is another one than that it has not.
+        let settled =
+            || !impersonator.error().contains("not probed") && !impersonator.error().contains("no token");
+        timeout(Duration::from_secs(10), async {
+            while !settled() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        world
+    }
+
+    async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+        self.tunnel.send(request).await.unwrap()
+    }
+
+    fn asked(&self) -> usize {
+        self.child.seen.lock().unwrap().len()
+    }
+}
+
+fn uri(path: &str) -> Uri {
+    tunnel_uri(AUTHORITY_KUBERNETES, PathAndQuery::try_from(path).unwrap()).unwrap()
+}
+
+fn request(method: Method, path: &str, who: Option<&Identity>) -> Request<Body> {
+    let mut request = Request::new(full(Bytes::new()));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri(path);
+    if let Some(who) = who {
+        request.headers_mut().insert(IDENTITY_HEADER, who.to_header().unwrap());
+    }
+    request
+}
+
+fn own(method: Method, path: &'static str, body: Value) -> Request<Body> {
+    let mut request = Request::new(full(body.to_string().into()));
+    *request.method_mut() = method;
+    *request.uri_mut() = tunnel_uri(AUTHORITY_AGENT, PathAndQuery::from_static(path)).unwrap();
+    request
+}
+
+async fn body(answer: Response<Incoming>) -> String {
+    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+fn alice(groups: &[&str]) -> Identity {
+    Identity::of("alice", groups).unwrap()
+}
+
+#[tokio::test]
+async fn the_child_is_asked_as_the_person_with_the_powerless_accounts_token() {
+    let world = World::start(&["dev", "clusternet:admin"]).await;
+    let mut asked = request(Method::POST, "/echo?dryRun=All", Some(&alice(&["dev", "clusternet:admin"])));
+    *asked.body_mut() = full("a pod".into());
+    asked.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
+    asked.headers_mut().insert("x-remote-user", HeaderValue::from_static("root"));
+    asked.headers_mut().insert("audit-id", HeaderValue::from_static("a-1"));
+    let answer = world.send(asked).await;
+    assert_eq!(answer.status(), 200);
+    assert!(!answer.headers().contains_key(AGENT_ERROR));
+    assert_eq!(body(answer).await, "a pod");
+
+    let seen = world.child.seen.lock().unwrap()[0].clone();
+    assert_eq!(
+        (seen.method.as_str(), seen.uri.path_and_query().unwrap().as_str()),
+        ("POST", "/echo?dryRun=All")
+    );
+    assert_eq!(seen.all("impersonate-user"), ["alice"]);
+    assert_eq!(seen.all("impersonate-group"), ["dev", "clusternet:admin"]);
+    assert_eq!(seen.all("audit-id"), ["a-1"]);
+    assert_eq!(seen.all("content-length"), ["5"]);
+    assert!(seen.all("x-remote-user").is_empty() && seen.all(IDENTITY_HEADER).is_empty());
+}
+
+#[tokio::test]
+async fn a_group_that_the_child_does_not_admit_is_left_out() {
+    let world = World::start(&["dev"]).await;
+    for _ in 0..2 {
+        world.send(request(Method::GET, "/api", Some(&alice(&["sales", "dev", "hr"])))).await;
+    }
+    for seen in world.child.seen.lock().unwrap().iter() {
+        assert_eq!(seen.all("impersonate-group"), ["dev"]);
+    }
+}
+
+#[tokio::test]
+async fn without_a_whole_identity_the_child_sees_nothing() {
+    let world = World::start(&[]).await;
+    let headers = [None, Some(""), Some("e30"), Some("eyJ1c2VyIjoiIn0"), Some("%%%")];
+    for header in headers {
+        let mut asked = request(Method::GET, "/api", None);
+        if let Some(header) = header {
+            asked.headers_mut().insert(IDENTITY_HEADER, HeaderValue::from_static(header));
+        }
+        let answer = world.send(asked).await;
+        assert_eq!(answer.status(), 400, "{header:?}");
+        assert_eq!(answer.headers()[AGENT_ERROR], "1");
+        let status: Value = serde_json::from_str(&body(answer).await).unwrap();
+        assert_eq!((&status["kind"], &status["code"]), (&json!("Status"), &json!(400)));
+    }
+    let mut two = request(Method::GET, "/api", Some(&alice(&[])));
+    two.headers_mut().append(IDENTITY_HEADER, alice(&[]).to_header().unwrap());
+    assert_eq!(world.send(two).await.status(), 400);
+    assert_eq!(world.asked(), 0);
+}
+
+#[tokio::test]
+async fn an_evil_hub_gets_nowhere() {
+    let world = World::start(&["dev", "system:nodes"]).await;
+    for (user, groups) in [
+        ("system:admin", vec![]),
+        ("system:node:n1", vec![]),
+        ("system:kube-controller-manager", vec![]),
+        ("alice", vec!["system:masters"]),
+        ("alice", vec!["system:nodes"]),
+        ("alice", vec!["clusternet:root"]),
+    ] {
+        let who = Identity::of(user, &groups).unwrap();
+        let answer = world.send(request(Method::GET, "/api", Some(&who))).await;
+        assert_eq!(answer.status(), 403, "{user} {groups:?}");
+    }
+    let mut folded = request(Method::GET, "/api", Some(&alice(&[])));
+    folded.headers_mut().insert("impersonate_user", HeaderValue::from_static("root"));
+    assert_eq!(world.send(folded).await.status(), 400);
+    let trace = request(Method::TRACE, "/api", Some(&alice(&[])));
+    assert_eq!(world.send(trace).await.status(), 405);
+    let mut elsewhere = request(Method::GET, "/api", Some(&alice(&[])));
+    *elsewhere.uri_mut() = Uri::from_static("http://169.254.169.254/latest");
+    assert_eq!(world.send(elsewhere).await.status(), 421);
+    assert_eq!(world.asked(), 0);
+}
+
+#[tokio::test]
+async fn an_account_that_may_be_system_masters_serves_nobody() {
+    let world = World::start(&["dev", "system:masters"]).await;
+    let answer = world.send(request(Method::GET, "/api", Some(&alice(&["dev"])))).await;
+    assert_eq!(answer.status(), 503);
+    assert!(!answer.headers().contains_key(header::RETRY_AFTER));
+    assert!(body(answer).await.contains("system:masters"));
+    assert!(!world.readiness.is_ready());
+    let report = world.send(own(Method::GET, PATH_STATUS, Value::Null)).await;
+    let report: api::report::AgentReport = serde_json::from_str(&body(report).await).unwrap();
+    assert!(report.impersonation_error.contains("system:masters"));
+    assert_eq!(world.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_child_cannot_pass_for_the_agent_and_its_401_is_not_the_persons() {
+    let world = World::start(&[]).await;
+    let liar = world.send(request(Method::GET, "/liar", Some(&alice(&[])))).await;
+    assert!(!liar.headers().contains_key(AGENT_ERROR));
+    let refused = world.send(request(Method::GET, "/unauthorized", Some(&alice(&[])))).await;
+    assert_eq!(
+        (refused.status(), refused.headers()[header::RETRY_AFTER].as_bytes()),
+        (503.try_into().unwrap(), &b"2"[..])
+    );
+}
+
+async fn exec(world: &World, protocol: UpgradeProtocol, path: &str) -> Response<Incoming> {
+    let mut asked = connect_request(protocol, &Method::POST, uri(path), full(Bytes::new()));
+    asked.headers_mut().insert(IDENTITY_HEADER, alice(&[]).to_header().unwrap());
+    asked.headers_mut().insert("x-stream-protocol-version", HeaderValue::from_static("v4.channel.k8s.io"));
+    world.send(asked).await
+}
+
+#[tokio::test]
+async fn an_upgrade_carries_bytes_both_ways_and_half_close() {
+    let world = World::start(&[]).await;
+    for protocol in [UpgradeProtocol::WebSocket, UpgradeProtocol::Spdy31] {
+        let mut answer = exec(&world, protocol, "/api/v1/namespaces/a/pods/b/exec?command=sh").await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
+        let mut stream = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
+        stream.write_all(b"ping").await.unwrap();
+        let mut echo = [0; 4];
+        stream.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"ping");
+        stream.shutdown().await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, " and goodbye");
+
+        let seen = world.child.seen.lock().unwrap().pop().unwrap();
+        assert_eq!(seen.method, Method::POST);
+        assert_eq!(seen.all("upgrade"), [protocol.as_upgrade_header()]);
+        assert_eq!(seen.all("connection"), ["Upgrade"]);
+        assert_eq!(seen.all("impersonate-user"), ["alice"]);
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_the_child_refuses_is_an_answer_and_never_a_stream() {
+    let world = World::start(&[]).await;
+    for (path, code) in [("/x?answer=403", 403), ("/x?answer=200", 502), ("/x?answer=302", 502)] {
+        let answer = exec(&world, UpgradeProtocol::Spdy31, path).await;
+        assert_eq!(answer.status(), code, "{path}");
+        assert!(!answer.headers().contains_key(header::LOCATION));
+        assert!(!body(answer).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_agent_reports_its_cluster() {
+    let world = World::start(&[]).await;
+    let answer = world.send(own(Method::GET, PATH_STATUS, Value::Null)).await;
+    assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
+    let report: api::report::AgentReport = serde_json::from_str(&body(answer).await).unwrap();
+    assert_eq!(report.kubernetes_version, "v1.36.2");
+    assert_eq!((report.healthz, report.livez, report.readyz), (true, true, false));
+    assert_eq!((report.nodes.ready_nodes, report.capacity["cpu"].as_str()), (1, "4"));
+    assert_eq!((report.api_server_error.as_str(), report.impersonation_error.as_str()), ("", ""));
+    assert!(world.readiness.is_ready());
+}
+
+#[tokio::test]
+async fn a_renewed_credential_is_kept_and_rubbish_is_not() {
+    let world = World::start(&[]).await;
+    let good = json!({ "token": "renewed", "expires": "2100-01-01T00:00:00Z" });
+    assert_eq!(world.send(own(Method::PUT, PATH_CREDENTIAL, good)).await.status(), 204);
+    let stored = world.child.stored.lock().unwrap()["data"]["token"].clone();
+    assert_eq!(stored, "cmVuZXdlZA==");
+    for (bad, code) in [
+        (json!({ "token": "", "expires": "2100-01-01T00:00:00Z" }), 422),
+        (json!({ "token": "a\r\nb", "expires": "2100-01-01T00:00:00Z" }), 422),
+        (json!({ "token": "x" }), 400),
+        (json!("x".repeat(CONTROL_BODY)), 413),
+    ] {
+        assert_eq!(world.send(own(Method::PUT, PATH_CREDENTIAL, bad)).await.status(), code);
+    }
+    assert_eq!(world.child.stored.lock().unwrap()["data"]["token"], stored);
+}
+
+#[tokio::test]
+async fn the_agent_has_no_other_paths() {
+    let world = World::start(&[]).await;
+    assert_eq!(world.send(own(Method::GET, "/v1/exec", Value::Null)).await.status(), 404);
+    assert_eq!(world.send(own(Method::DELETE, PATH_STATUS, Value::Null)).await.status(), 405);
+    assert!(!world.leave.is_cancelled());
+    assert_eq!(world.send(own(Method::POST, PATH_GOAWAY, Value::Null)).await.status(), 204);
+    assert!(world.leave.is_cancelled());
+}

@@ -1,0 +1,88 @@
+//! Bodies on their way: a body that gives something back when it ends, and bodies without trailers.
+//! Kubernetes uses no trailers, and a child could send headers in them that nobody looks at.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tunnel_proto::{Body, BoxError};
+
+/// A body that keeps `held` until it has ended or is dropped.
+struct Held<B, H> {
+    body: B,
+    ended: bool,
+    held: Option<H>,
+}
+
+/// The body, holding `held` for as long as its stream is open.
+pub(crate) fn holding<B, H>(body: B, held: H) -> Body
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    H: Send + Unpin + 'static,
+{
+    Body::new(Held { body, ended: false, held: Some(held) })
+}
+
+/// The body without its trailers.
+pub(crate) fn without_trailers(body: Incoming) -> Body {
+    holding(body, ())
+}
+
+/// The whole body, of at most `max` bytes.
+///
+/// # Errors
+/// It is longer or breaks off.
+pub(crate) async fn bounded(mut body: Body, max: usize) -> Result<Bytes, BoxError> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if whole.len() + data.len() > max {
+            return Err(format!("more than {max} bytes").into());
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+impl<B, H> HttpBody for Held<B, H>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+    H: Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
+            // An error is passed on as one: a stream that broke must not look as if it had ended.
+            Some(Err(error)) => {
+                self.ended = true;
+                self.held = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Some(Ok(_)) | None => {
+                self.ended = true;
+                self.held = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
