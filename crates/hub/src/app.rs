@@ -1,0 +1,226 @@
+//! Builds the hub, starts its tasks and ends it. Everything that can be wrong is found in [`start`]; after
+//! that, a task that ends before its time ends the process, because a hub that has lost one of them is not
+//! ready and does not know it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use runtime::readiness::Readiness;
+use runtime::stop::Stop;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use crate::apigroup::Documents;
+use crate::authn::front_proxy::{self, FrontProxy};
+use crate::authz::Authz;
+use crate::catalog::Catalog;
+use crate::config::Settings;
+use crate::control::{self, Control};
+use crate::handle::{Hub, Phases};
+use crate::join::Join;
+use crate::metrics::Metrics;
+use crate::tunnels::{self, Tunnels};
+use crate::{certificates, listen};
+
+const CHECK_CATALOG: &str = "catalog";
+const CHECK_CERTIFICATE: &str = "serving-certificate";
+const CHECK_SHUTDOWN: &str = "shutdown";
+
+/// How a task ends: its name, and how it went.
+type Ended = (&'static str, anyhow::Result<()>);
+
+/// A hub that runs.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where it listens.
+    pub address: SocketAddr,
+    hub: Arc<Hub>,
+    tasks: JoinSet<Ended>,
+}
+
+/// Runs a hub until `stop` and its orderly end.
+///
+/// # Errors
+/// It could not start, or a part of it failed.
+pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
+    start(settings, stop).await?.wait().await
+}
+
+/// Builds and binds everything and starts the tasks.
+///
+/// # Errors
+/// The parent cannot be reached, the certificate cannot be made, the address is taken.
+pub async fn start(mut settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
+    runtime::tls::provider();
+    let config = parent(&settings).await?;
+    if settings.parent_ca_pem.is_empty() {
+        settings.parent_ca_pem = ca_pem(&config);
+    }
+    let client = Client::try_from(config).context("the client for the parent's API server cannot be made")?;
+    let settings = Arc::new(settings);
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; is another process there?", settings.listen))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+
+    let readiness = Readiness::new(&[front_proxy::CHECK, CHECK_CATALOG, CHECK_CERTIFICATE, CHECK_SHUTDOWN]);
+    readiness.set(CHECK_SHUTDOWN, Ok(()));
+    let (certificate, rotating) = certificates::start(client.clone(), &settings).await?;
+    readiness.set(CHECK_CERTIFICATE, Ok(()));
+
+    let hub = Arc::new(hub(client.clone(), Arc::clone(&settings), readiness.clone(), stop.clone()));
+    let mut tasks = JoinSet::new();
+    let mut spawn = |name: &'static str, task: futures::future::BoxFuture<'static, anyhow::Result<()>>| {
+        tasks.spawn(async move { (name, task.await) });
+    };
+    spawn("listener", Box::pin(listen::serve(listener, certificate, Arc::clone(&hub))));
+    spawn("shutdown", Box::pin(shut_down(Arc::clone(&hub))));
+    spawn("catalog readiness", Box::pin(watch_catalog(Arc::clone(&hub))));
+    spawn(
+        "tunnel registry",
+        Box::pin(tunnels::follow(Arc::clone(&hub.tunnels), Arc::clone(&hub.catalog), stop.clone())),
+    );
+    let follow = front_proxy::follow(client.clone(), Arc::clone(&hub.front_proxy), readiness, stop.clone());
+    spawn("request-header CA", Box::pin(follow));
+    spawn("serving certificate", Box::pin(until(stop.clone(), rotating)));
+    let control = Control {
+        client,
+        catalog: Arc::clone(&hub.catalog),
+        tunnels: Arc::clone(&hub.tunnels),
+        settings: Arc::clone(&settings),
+        stop,
+    };
+    spawn("controllers", Box::pin(control::run(control)));
+    tracing::info!(%address, hub = settings.hub_id, version = env!("CARGO_PKG_VERSION"), "the hub is listening");
+    Ok(Bound { address, hub, tasks })
+}
+
+fn hub(client: Client, settings: Arc<Settings>, readiness: Readiness, stop: Stop) -> Hub {
+    let (metrics, registry) = Metrics::new();
+    let catalog = Arc::new(Catalog::default());
+    Hub {
+        front_proxy: Arc::new(FrontProxy::default()),
+        authz: Authz::new(client.clone(), metrics.clone()),
+        tunnels: Arc::new(Tunnels::new(metrics.clone())),
+        join: Join::new(client, Arc::clone(&settings), Arc::clone(&catalog)),
+        documents: Documents::new(),
+        streams: TaskTracker::new(),
+        phases: Phases { stopping: stop, ..Phases::default() },
+        started: Timestamp::now(),
+        catalog,
+        readiness,
+        metrics,
+        registry,
+        settings,
+    }
+}
+
+impl Bound {
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// A part of the hub failed, or ended before it was told to.
+    pub async fn wait(mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.tasks.join_next().await {
+            let (name, result) = ended.context("a part of the hub panicked")?;
+            result.with_context(|| format!("{name} failed"))?;
+            if !self.hub.phases.stopping.is_cancelled() {
+                anyhow::bail!("{name} ended before its time");
+            }
+        }
+        tracing::info!("the hub has stopped");
+        Ok(())
+    }
+}
+
+/// The steps of the end, in their order.
+async fn shut_down(hub: Arc<Hub>) -> anyhow::Result<()> {
+    hub.phases.stopping.cancelled().await;
+    hub.readiness.set(CHECK_SHUTDOWN, Err("this replica is shutting down".to_owned()));
+    tracing::info!(delay = ?hub.settings.shutdown_delay, grace = ?hub.settings.shutdown_grace, "the hub is stopping");
+    // The parent goes on sending until its endpoints have followed the readiness.
+    tokio::time::sleep(hub.settings.shutdown_delay).await;
+    hub.phases.draining.cancel();
+    hub.streams.close();
+    // Whatever is still open then, is cut.
+    let _ = tokio::time::timeout(hub.settings.shutdown_grace, hub.streams.wait()).await;
+    hub.phases.cut.cancel();
+    hub.streams.wait().await;
+    Ok(())
+}
+
+/// Ready means, among others, that the clusters are known.
+async fn watch_catalog(hub: Arc<Hub>) -> anyhow::Result<()> {
+    let mut changes = hub.catalog.changes();
+    tokio::select! {
+        biased;
+        () = hub.phases.stopping.cancelled() => return Ok(()),
+        known = changes.wait_for(|generation| *generation > 0) => known.map(|_| ())?,
+    }
+    hub.readiness.set(CHECK_CATALOG, Ok(()));
+    hub.phases.stopping.cancelled().await;
+    Ok(())
+}
+
+/// Runs a task that knows no end, until the end.
+async fn until<T>(stop: Stop, task: impl Future<Output = T>) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        _ = task => anyhow::bail!("it ended by itself"),
+    }
+}
+
+/// How to reach the parent.
+async fn parent(settings: &Settings) -> anyhow::Result<kube::Config> {
+    match &settings.kubeconfig {
+        Some(path) => {
+            let file =
+                Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("--kubeconfig {} cannot be used", path.display()))
+        }
+        None => kube::Config::infer()
+            .await
+            .context("there is no way to the parent: not in a pod, and no kubeconfig"),
+    }
+}
+
+/// The CA of the hub's own connection, for agents.
+fn ca_pem(config: &kube::Config) -> String {
+    let mut pem = String::new();
+    for certificate in config.root_cert.iter().flatten() {
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        for line in STANDARD.encode(certificate).as_bytes().chunks(64) {
+            pem.push_str(&String::from_utf8_lossy(line));
+            pem.push('\n');
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+    }
+    pem
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject as _;
+
+    use super::*;
+
+    #[test]
+    fn the_ca_of_the_client_becomes_pem_again() {
+        let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let mut config = kube::Config::new("https://127.0.0.1".parse().unwrap());
+        config.root_cert = Some(vec![ca.cert.der().to_vec()]);
+        let pem = ca_pem(&config);
+        assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), *ca.cert.der());
+    }
+}

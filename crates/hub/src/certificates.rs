@@ -1,0 +1,443 @@
+//! The hub's serving certificate and the small CA that signs it: made at first start, kept in one Secret that
+//! all replicas share, renewed at two thirds of life, and announced to the aggregator as `caBundle`.
+//!
+//! Promises: what the hub serves can always be verified with what the APIServices hold, because a new CA is
+//! announced before anything signed by it is served and the old one stays in the bundle while it is valid.
+//! Two replicas that start at once end up with one CA (the Secret's resourceVersion decides; the loser
+//! reads again). The keys are in that Secret and in memory, nowhere else.
+
+use std::future::Future;
+use std::time::Duration;
+
+use api::names::{CREATED_BY_HUB, HUB_SERVICE, HUB_TLS_SECRET, LABEL_CREATED_BY, SYSTEM_NAMESPACE};
+use api::secret::Secret as Hidden;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use runtime::tls::ServingCert;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use x509_parser::extensions::GeneralName;
+
+use crate::config::Settings;
+
+/// Five years: longer than anybody leaves a hub alone; it signs nothing but the hub's own certificate.
+const CA_LIFE: SignedDuration = SignedDuration::from_hours(5 * 365 * 24);
+/// 90 days: renewed after 60, which leaves a month for a hub that was switched off.
+const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
+/// Certificates start an hour early, for clocks that are behind.
+const BACKDATE: SignedDuration = SignedDuration::from_hours(1);
+/// How often a replica looks whether the Secret or an APIService was changed: three small GETs.
+const CHECK_EVERY: Duration = Duration::from_secs(20);
+/// How often the loser of a race reads again before it gives up.
+const RACE_TRIES: usize = 5;
+/// The APIServices that lead to the hub.
+pub const API_SERVICES: [&str; 2] = ["v1alpha1.proxies.clusternet.io", "v1alpha1.access.towline.io"];
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateTrouble {
+    /// The parent did not give or take the Secret.
+    #[error("secret clusternet-system/clusternet-hub-tls cannot be read or written: {0}")]
+    Secret(#[source] kube::Error),
+    /// The parent did not take the CA.
+    #[error("the caBundle of APIService {0} cannot be written: {1}")]
+    ApiService(&'static str, #[source] kube::Error),
+    /// Other replicas were faster each time.
+    #[error(
+        "secret clusternet-system/clusternet-hub-tls changes faster than it can be read; is something else writing it?"
+    )]
+    Race,
+    /// Signing failed.
+    #[error("a certificate cannot be made: {0}")]
+    Make(#[from] rcgen::Error),
+    /// What was made cannot serve.
+    #[error("the certificate cannot be used: {0}")]
+    Use(#[from] runtime::tls::CertificateError),
+}
+
+/// What the Secret holds, as PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Material {
+    /// The CA that signs, then older ones that are still valid.
+    pub ca_bundle: String,
+    /// The key of the first of them.
+    pub ca_key: Hidden,
+    /// The serving certificate.
+    pub chain: String,
+    /// Its key.
+    pub key: Hidden,
+}
+
+/// What is to be done about a [`Material`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// Nothing.
+    Keep,
+    /// Sign a new serving certificate with the CA that there is.
+    NewLeaf,
+    /// Make a new CA, keep the old one in the bundle, and sign with the new one.
+    NewCa,
+}
+
+/// The names that the certificate is for: those by which the aggregator and people on the spot call the hub.
+pub fn names() -> [String; 3] {
+    let service = format!("{HUB_SERVICE}.{SYSTEM_NAMESPACE}.svc");
+    [service.clone(), format!("{service}.cluster.local"), "localhost".to_owned()]
+}
+
+/// Decides by the clock and by what the certificates say of themselves. Anything that cannot be read, does not
+/// fit together or is for other names is replaced.
+pub fn plan(now: Timestamp, existing: Option<&Material>) -> Plan {
+    let Some(existing) = existing else { return Plan::NewCa };
+    let Some(ca) = certificates(&existing.ca_bundle).into_iter().next() else { return Plan::NewCa };
+    let Some((ca_facts, ca_key)) = facts(&ca).zip(KeyPair::from_pem(existing.ca_key.reveal()).ok()) else {
+        return Plan::NewCa;
+    };
+    if ca_facts.public_key != ca_key.public_key_raw() || due(now, &ca_facts) {
+        return Plan::NewCa;
+    }
+    let Some(leaf) = certificates(&existing.chain).into_iter().next() else { return Plan::NewLeaf };
+    let Some((leaf_facts, leaf_key)) = facts(&leaf).zip(KeyPair::from_pem(existing.key.reveal()).ok()) else {
+        return Plan::NewLeaf;
+    };
+    let wanted = names();
+    let fits = leaf_facts.public_key == leaf_key.public_key_raw()
+        && leaf_facts.issuer == ca_facts.subject
+        && wanted.iter().all(|name| leaf_facts.names.contains(name));
+    if fits && !due(now, &leaf_facts) { Plan::Keep } else { Plan::NewLeaf }
+}
+
+/// Carries a [`Plan`] out.
+///
+/// # Errors
+/// Making keys or signing failed.
+pub fn make(now: Timestamp, existing: Option<&Material>, plan: Plan) -> Result<Material, rcgen::Error> {
+    let (ca_pem, ca_key, older) = match (plan, existing) {
+        (Plan::Keep, Some(existing)) => return Ok(existing.clone()),
+        (Plan::NewLeaf, Some(existing)) => {
+            let mut all = certificates(&existing.ca_bundle).into_iter();
+            let first = all.next().ok_or(rcgen::Error::CouldNotParseCertificate)?;
+            (to_pem(&first), KeyPair::from_pem(existing.ca_key.reveal())?, all.collect())
+        }
+        (Plan::NewCa | Plan::Keep | Plan::NewLeaf, _) => {
+            let key = KeyPair::generate()?;
+            let older = existing.map(|existing| certificates(&existing.ca_bundle)).unwrap_or_default();
+            (ca_params(now).self_signed(&key)?.pem(), key, older)
+        }
+    };
+    let ca_key_pem = Hidden::from(ca_key.serialize_pem());
+    let key = KeyPair::generate()?;
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)?;
+    let chain = leaf_params(now)?.signed_by(&key, &issuer)?.pem();
+    let mut ca_bundle = ca_pem;
+    for old in older.iter().filter(|old| facts(old).is_some_and(|facts| facts.not_after > now)) {
+        ca_bundle.push_str(&to_pem(old));
+    }
+    Ok(Material { ca_bundle, ca_key: ca_key_pem, chain, key: Hidden::from(key.serialize_pem()) })
+}
+
+/// Loads or makes the certificate, announces its CA, and gives what serves it and the task that keeps it
+/// fresh. The task ends only when it is dropped.
+///
+/// # Errors
+/// The parent's API does not let the hub read or write its Secret or the APIServices.
+pub async fn start(
+    client: Client,
+    settings: &Settings,
+) -> Result<(ServingCert, impl Future<Output = ()> + Send + 'static + use<>), CertificateTrouble> {
+    tracing::debug!(hub = settings.hub_id, "reading the serving certificate");
+    let material = load(&client, Timestamp::now()).await?;
+    announce(&client, &material.ca_bundle).await?;
+    let serving = ServingCert::new(&material.chain, material.key.reveal())?;
+    Ok((serving.clone(), keep_fresh(client, serving, material)))
+}
+
+async fn keep_fresh(client: Client, serving: ServingCert, mut current: Material) {
+    let mut ticks = tokio::time::interval(CHECK_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // The next tick is the retry; what is served stays good meanwhile.
+        if let Err(error) = refresh(&client, &serving, &mut current).await {
+            tracing::warn!(%error, "the hub's certificate could not be checked; trying again");
+        }
+    }
+}
+
+async fn refresh(
+    client: &Client,
+    serving: &ServingCert,
+    current: &mut Material,
+) -> Result<(), CertificateTrouble> {
+    let material = load(client, Timestamp::now()).await?;
+    announce(client, &material.ca_bundle).await?;
+    if material != *current {
+        serving.replace(&material.chain, material.key.reveal())?;
+        *current = material;
+        tracing::info!("a new serving certificate is in use");
+    }
+    Ok(())
+}
+
+/// Reads the Secret and brings it up to date; whoever is second in a race takes what the first one wrote.
+async fn load(client: &Client, now: Timestamp) -> Result<Material, CertificateTrouble> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    for _ in 0..RACE_TRIES {
+        let stored = secrets.get_opt(HUB_TLS_SECRET).await.map_err(CertificateTrouble::Secret)?;
+        let existing = stored.as_ref().and_then(from_secret);
+        let plan = plan(now, existing.as_ref());
+        if let (Plan::Keep, Some(material)) = (plan, existing.as_ref()) {
+            return Ok(material.clone());
+        }
+        let material = make(now, existing.as_ref(), plan)?;
+        let version = stored.and_then(|secret| secret.metadata.resource_version);
+        let wanted = to_secret(&material, version.clone());
+        let written = if version.is_some() {
+            secrets.replace(HUB_TLS_SECRET, &PostParams::default(), &wanted).await
+        } else {
+            secrets.create(&PostParams::default(), &wanted).await
+        };
+        match written {
+            Ok(_) => {
+                tracing::info!(?plan, "made a serving certificate");
+                return Ok(material);
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(CertificateTrouble::Secret(error)),
+        }
+    }
+    Err(CertificateTrouble::Race)
+}
+
+/// Writes the bundle to both APIServices, where it is not there already.
+async fn announce(client: &Client, bundle: &str) -> Result<(), CertificateTrouble> {
+    let services: Api<APIService> = Api::all(client.clone());
+    for name in API_SERVICES {
+        let failed = |error| CertificateTrouble::ApiService(name, error);
+        let Some(service) = services.get_opt(name).await.map_err(failed)? else {
+            tracing::warn!(
+                name,
+                "APIService is missing: apply deploy/hub.yaml; nobody reaches this hub without it"
+            );
+            continue;
+        };
+        let held = service.spec.and_then(|spec| spec.ca_bundle);
+        if held.is_some_and(|held| held.0 == bundle.as_bytes()) {
+            continue;
+        }
+        let patch = serde_json::json!({ "spec": { "caBundle": STANDARD.encode(bundle) } });
+        services.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map_err(failed)?;
+        tracing::info!(name, "announced the hub's CA");
+    }
+    Ok(())
+}
+
+fn from_secret(secret: &Secret) -> Option<Material> {
+    let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
+    Some(Material {
+        ca_bundle: text("ca.crt")?,
+        ca_key: Hidden::from(text("ca.key")?),
+        chain: text("tls.crt")?,
+        key: Hidden::from(text("tls.key")?),
+    })
+}
+
+fn to_secret(material: &Material, resource_version: Option<String>) -> Secret {
+    let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(HUB_TLS_SECRET.to_owned()),
+            namespace: Some(SYSTEM_NAMESPACE.to_owned()),
+            labels: Some([(LABEL_CREATED_BY.to_owned(), CREATED_BY_HUB.to_owned())].into()),
+            resource_version,
+            ..ObjectMeta::default()
+        },
+        data: Some(
+            [
+                entry("ca.crt", &material.ca_bundle),
+                entry("ca.key", material.ca_key.reveal()),
+                entry("tls.crt", &material.chain),
+                entry("tls.key", material.key.reveal()),
+            ]
+            .into(),
+        ),
+        ..Secret::default()
+    }
+}
+
+fn ca_params(now: Timestamp) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    // The time makes two CAs of one hub tell apart; verifiers look issuers up by this name.
+    params.distinguished_name.push(DnType::CommonName, format!("clusternet-hub-ca@{}", now.as_second()));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    live(&mut params, now, CA_LIFE);
+    params
+}
+
+fn leaf_params(now: Timestamp) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, HUB_SERVICE);
+    for name in names() {
+        params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    live(&mut params, now, LEAF_LIFE);
+    Ok(params)
+}
+
+fn live(params: &mut CertificateParams, now: Timestamp, life: SignedDuration) {
+    let at = |time: Timestamp| {
+        let seconds = u64::try_from(time.as_second()).unwrap_or_default();
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
+    };
+    params.not_before = at(now - BACKDATE);
+    params.not_after = at(now + life);
+}
+
+/// What is read of a certificate.
+struct Facts {
+    subject: Vec<u8>,
+    issuer: Vec<u8>,
+    public_key: Vec<u8>,
+    names: Vec<String>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect()
+}
+
+fn facts(der: &CertificateDer<'_>) -> Option<Facts> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let validity = certificate.validity();
+    let names = certificate.subject_alternative_name().ok().flatten().map(|names| {
+        let dns = |name: &GeneralName<'_>| {
+            if let GeneralName::DNSName(name) = name { Some((*name).to_owned()) } else { None }
+        };
+        names.value.general_names.iter().filter_map(dns).collect()
+    });
+    Some(Facts {
+        subject: certificate.subject().as_raw().to_vec(),
+        issuer: certificate.issuer().as_raw().to_vec(),
+        public_key: certificate.public_key().subject_public_key.data.to_vec(),
+        names: names.unwrap_or_default(),
+        not_before: Timestamp::from_second(validity.not_before.timestamp()).ok()?,
+        not_after: Timestamp::from_second(validity.not_after.timestamp()).ok()?,
+    })
+}
+
+/// Two thirds of its life are over, or it is not valid yet (the clock was wrong when it was made).
+fn due(now: Timestamp, facts: &Facts) -> bool {
+    let life = facts.not_after.duration_since(facts.not_before);
+    now < facts.not_before || now.duration_since(facts.not_before) >= life * 2 / 3
+}
+
+fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    let mut out = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in STANDARD.encode(certificate).as_bytes().chunks(64) {
+        out.push_str(&String::from_utf8_lossy(line));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn day(day: i64) -> Timestamp {
+        Timestamp::from_second(1_900_000_000).unwrap() + SignedDuration::from_hours(24 * day)
+    }
+
+    fn fresh() -> Material {
+        make(day(0), None, Plan::NewCa).unwrap()
+    }
+
+    #[test]
+    fn the_plan_follows_clock_and_content() {
+        let good = fresh();
+        let other = fresh();
+        let cases = [
+            ("nothing there", day(0), None, Plan::NewCa),
+            ("fresh", day(0), Some(good.clone()), Plan::Keep),
+            ("day 59", day(59), Some(good.clone()), Plan::Keep),
+            ("day 60", day(60), Some(good.clone()), Plan::NewLeaf),
+            ("expired leaf", day(200), Some(good.clone()), Plan::NewLeaf),
+            ("two thirds of the CA", day(1217), Some(good.clone()), Plan::NewCa),
+            ("made in the future", day(-2), Some(good.clone()), Plan::NewCa),
+            ("another key", day(0), Some(Material { key: other.key.clone(), ..good.clone() }), Plan::NewLeaf),
+            ("another CA key", day(0), Some(Material { ca_key: other.ca_key, ..good.clone() }), Plan::NewCa),
+            ("no leaf", day(0), Some(Material { chain: String::new(), ..good.clone() }), Plan::NewLeaf),
+            ("garbage", day(0), Some(Material { ca_bundle: "x".to_owned(), ..good }), Plan::NewCa),
+        ];
+        for (what, now, existing, wanted) in cases {
+            assert_eq!(plan(now, existing.as_ref()), wanted, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_leaf_of_another_ca_is_replaced() {
+        let later = make(day(1), None, Plan::NewCa).unwrap();
+        let mixed = Material { chain: later.chain, key: later.key, ..fresh() };
+        assert_eq!(plan(day(1), Some(&mixed)), Plan::NewLeaf);
+    }
+
+    #[test]
+    fn a_new_leaf_keeps_the_ca() {
+        let old = fresh();
+        let new = make(day(61), Some(&old), Plan::NewLeaf).unwrap();
+        assert_eq!(new.ca_bundle, old.ca_bundle);
+        assert_ne!(new.chain, old.chain);
+        assert_eq!(plan(day(61), Some(&new)), Plan::Keep);
+    }
+
+    #[test]
+    fn the_old_ca_stays_in_the_bundle_while_it_is_valid() {
+        let old = fresh();
+        let new = make(day(1300), Some(&old), Plan::NewCa).unwrap();
+        assert_eq!(certificates(&new.ca_bundle).len(), 2);
+        assert!(new.ca_bundle.ends_with(&old.ca_bundle));
+        let newest = make(day(2600), Some(&new), Plan::NewCa).unwrap();
+        assert_eq!(certificates(&newest.ca_bundle).len(), 2, "the first has expired");
+        assert_eq!(plan(day(2600), Some(&newest)), Plan::Keep);
+    }
+
+    #[test]
+    fn the_leaf_is_for_the_service_and_verifies_with_the_bundle() {
+        let material = fresh();
+        let roots: Vec<_> = certificates(&material.ca_bundle);
+        let anchor = webpki::anchor_from_trusted_cert(&roots[0]).unwrap();
+        let leaf = certificates(&material.chain).remove(0);
+        let end = webpki::EndEntityCert::try_from(&leaf).unwrap();
+        let now = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
+        let usage = webpki::KeyUsage::server_auth();
+        end.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[anchor], &[], now, usage, None, None).unwrap();
+        for name in names() {
+            let name = rustls_pki_types::ServerName::try_from(name).unwrap();
+            end.verify_is_valid_for_subject_name(&name).unwrap();
+        }
+        ServingCert::new(&material.chain, material.key.reveal()).unwrap();
+    }
+
+    #[test]
+    fn what_is_stored_is_what_is_read() {
+        let material = fresh();
+        assert_eq!(from_secret(&to_secret(&material, None)), Some(material.clone()));
+        assert!(!format!("{material:?}").contains("PRIVATE"));
+    }
+}

@@ -1,0 +1,299 @@
+//! Flags and environment (`TOWLINE_*`) of the hub, checked once and all at once: whoever starts it learns of
+//! every mistake in one go. Nothing else in this crate reads the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use runtime::logs::Format;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
+/// Longest time that any invitation may be valid; one that lives longer is forgotten in somebody's notes.
+const MAX_INVITATION_TTL: Duration = Duration::from_hours(7 * 24);
+/// Shortest: `TokenRequest` gives no token of less than ten minutes (apiserver `authentication/validation`).
+const MIN_INVITATION_TTL: Duration = Duration::from_mins(10);
+/// Longest pause between SIGTERM and the first closed door, and longest grace after it. A pod's whole
+/// grace period is 30 s unless somebody changed it.
+const MAX_SHUTDOWN: Duration = Duration::from_mins(10);
+
+/// The command line as it was typed.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "towline-hub", version, about = "The hub of a multi-cluster access plane")]
+pub struct Config {
+    /// Address of the aggregated API server.
+    #[arg(long, env = "TOWLINE_LISTEN", default_value = "0.0.0.0:8443")]
+    listen: String,
+    /// Kubeconfig of the parent; in a pod there is no need for one.
+    #[arg(long, env = "TOWLINE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Address of the parent's API server for agents anywhere, https only.
+    #[arg(long, env = "TOWLINE_PUBLIC_URL")]
+    public_url: Option<String>,
+    /// Address of the parent's API server for agents inside the company's networks, https only.
+    #[arg(long, env = "TOWLINE_INTRANET_URL")]
+    intranet_url: Option<String>,
+    /// PEM file with the CA of those addresses; the CA of the hub's own connection if absent.
+    #[arg(long, env = "TOWLINE_PARENT_CA_FILE")]
+    parent_ca_file: Option<PathBuf>,
+    /// Image of the agent, as it stands in the manifests of invitations.
+    #[arg(long, env = "TOWLINE_AGENT_IMAGE", default_value = concat!("towline:", env!("CARGO_PKG_VERSION")))]
+    agent_image: String,
+    /// Name of this replica in logs and in agents' logs; the host name if absent.
+    #[arg(long, env = "TOWLINE_HUB_ID")]
+    hub_id: Option<String>,
+    /// The host name, as the kernel or Kubernetes sets it.
+    #[arg(long, env = "HOSTNAME", hide = true)]
+    hostname: Option<String>,
+    /// Let service accounts of the parent enter children, as clusternet:serviceaccount:NAMESPACE:NAME.
+    #[arg(long, env = "TOWLINE_MAP_SERVICE_ACCOUNTS")]
+    map_service_accounts: bool,
+    /// Longest validity of an invitation: a number with s, m, h or d.
+    #[arg(long, env = "TOWLINE_MAX_INVITATION_TTL", default_value = "7d")]
+    max_invitation_ttl: String,
+    /// After SIGTERM, how long to keep all doors open while the parent learns that this replica goes.
+    #[arg(long, env = "TOWLINE_SHUTDOWN_DELAY", default_value = "3s")]
+    shutdown_delay: String,
+    /// After that, how long open requests may take to finish.
+    #[arg(long, env = "TOWLINE_SHUTDOWN_GRACE", default_value = "15s")]
+    shutdown_grace: String,
+    /// text or json.
+    #[arg(long, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
+    log_format: String,
+    /// What to log: info, or directives like info,hub=debug.
+    #[arg(long, env = "TOWLINE_LOG", default_value = "info")]
+    log: String,
+}
+
+/// What the rest of the hub works with: values that are right.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The parent's kubeconfig; `None` for what `kube` finds by itself.
+    pub kubeconfig: Option<PathBuf>,
+    /// Address for agents anywhere.
+    pub public_url: Option<String>,
+    /// Address for agents inside.
+    pub intranet_url: Option<String>,
+    /// CA of these addresses; empty until the hub's own connection has told.
+    pub parent_ca_pem: String,
+    /// Image of the agent.
+    pub agent_image: String,
+    /// Name of this replica.
+    pub hub_id: String,
+    /// Whether parent service accounts may enter children.
+    pub map_service_accounts: bool,
+    /// Longest validity of an invitation.
+    pub max_invitation_ttl: Duration,
+    /// See the flag.
+    pub shutdown_delay: Duration,
+    /// See the flag.
+    pub shutdown_grace: Duration,
+    /// How a log line looks.
+    pub log_format: Format,
+    /// What is logged.
+    pub log_filter: String,
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
+pub struct Mistakes(pub Vec<String>);
+
+impl Default for Settings {
+    /// What no flag at all gives; a start for tests.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            kubeconfig: None,
+            public_url: None,
+            intranet_url: None,
+            parent_ca_pem: String::new(),
+            agent_image: concat!("towline:", env!("CARGO_PKG_VERSION")).to_owned(),
+            hub_id: "towline-hub".to_owned(),
+            map_service_accounts: false,
+            max_invitation_ttl: MAX_INVITATION_TTL,
+            shutdown_delay: Duration::from_secs(3),
+            shutdown_grace: Duration::from_secs(15),
+            log_format: Format::Text,
+            log_filter: "info".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks everything and reads the files that are named.
+    ///
+    /// # Errors
+    /// The list of all mistakes.
+    pub fn check(self) -> Result<Settings, Mistakes> {
+        let mut wrong = Vec::new();
+        let mut settings = Settings {
+            kubeconfig: self.kubeconfig,
+            agent_image: self.agent_image,
+            map_service_accounts: self.map_service_accounts,
+            log_filter: self.log,
+            ..Settings::default()
+        };
+        match self.listen.parse() {
+            Ok(address) => settings.listen = address,
+            Err(_) => {
+                wrong.push(format!("--listen {:?} is no address with a port, like 0.0.0.0:8443", self.listen))
+            }
+        }
+        for (flag, given, place) in [
+            ("--public-url", self.public_url, &mut settings.public_url),
+            ("--intranet-url", self.intranet_url, &mut settings.intranet_url),
+        ] {
+            match given.as_deref().filter(|url| !url.is_empty()).map(https_address) {
+                None => {}
+                Some(Ok(url)) => *place = Some(url),
+                Some(Err(why)) => wrong.push(format!("{flag} {why}")),
+            }
+        }
+        if let Some(path) = self.parent_ca_file {
+            match read_certificates(&path) {
+                Ok(pem) => settings.parent_ca_pem = pem,
+                Err(why) => wrong.push(format!("--parent-ca-file {}: {why}", path.display())),
+            }
+        }
+        match self.log_format.parse() {
+            Ok(format) => settings.log_format = format,
+            Err(why) => wrong.push(format!("--log-format {:?}: {why}", self.log_format)),
+        }
+        if let Some(id) = self.hub_id.or(self.hostname).filter(|id| !id.is_empty()) {
+            match printable_id(&id) {
+                true => settings.hub_id = id,
+                false => wrong.push(format!("--hub-id {id:?} has to be 1 to 256 printable ASCII characters")),
+            }
+        }
+        for (flag, given, range, place) in [
+            (
+                "--max-invitation-ttl",
+                &self.max_invitation_ttl,
+                (MIN_INVITATION_TTL, MAX_INVITATION_TTL),
+                &mut settings.max_invitation_ttl,
+            ),
+            (
+                "--shutdown-delay",
+                &self.shutdown_delay,
+                (Duration::ZERO, MAX_SHUTDOWN),
+                &mut settings.shutdown_delay,
+            ),
+            (
+                "--shutdown-grace",
+                &self.shutdown_grace,
+                (Duration::ZERO, MAX_SHUTDOWN),
+                &mut settings.shutdown_grace,
+            ),
+        ] {
+            match duration(given).filter(|given| (range.0..=range.1).contains(given)) {
+                Some(given) => *place = given,
+                None => wrong.push(format!(
+                    "{flag} {given:?} is no time between {:?} and {:?}, like 90s or 2h",
+                    range.0, range.1
+                )),
+            }
+        }
+        if settings.agent_image.is_empty() || settings.agent_image.contains(char::is_whitespace) {
+            wrong.push(format!("--agent-image {:?} is no image reference", settings.agent_image));
+        }
+        if wrong.is_empty() { Ok(settings) } else { Err(Mistakes(wrong)) }
+    }
+}
+
+/// An https origin without credentials, query or fragment; a trailing slash is dropped.
+fn https_address(text: &str) -> Result<String, String> {
+    let refuse = |why: &str| Err(format!("{text:?} {why}, like https://kubernetes.example.com:6443"));
+    let Ok(url) = text.parse::<http::Uri>() else { return refuse("is no URL") };
+    if url.scheme_str() != Some("https") {
+        return refuse("has to begin with https://");
+    }
+    let Some(authority) = url.authority() else { return refuse("names no host") };
+    if authority.as_str().contains('@') {
+        return refuse("must not contain credentials");
+    }
+    if url.query().is_some() || text.contains('#') {
+        return refuse("must not have a query or fragment");
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+fn read_certificates(path: &std::path::Path) -> Result<String, String> {
+    let pem = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    if certificates.map_or(0, |found| found.len()) == 0 {
+        return Err("no certificate in it".to_owned());
+    }
+    if pem.contains("PRIVATE KEY") {
+        return Err("it holds a private key, and its content goes into manifests".to_owned());
+    }
+    Ok(pem)
+}
+
+fn printable_id(id: &str) -> bool {
+    (1..=256).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// `90s`, `15m`, `24h`, `7d`.
+fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(number.checked_mul(seconds)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str]) -> Config {
+        Config::try_parse_from([&["towline-hub"], args].concat()).unwrap()
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let Mistakes(wrong) = config(&[
+            "--listen=nowhere",
+            "--public-url=http://example.com",
+            "--intranet-url=https://user:pw@example.com",
+            "--parent-ca-file=/does/not/exist",
+            "--max-invitation-ttl=1s",
+            "--log-format=xml",
+        ])
+        .check()
+        .unwrap_err();
+        assert_eq!(wrong.len(), 6, "{wrong:#?}");
+    }
+
+    #[test]
+    fn defaults_are_right() {
+        let settings = config(&["--public-url=https://k8s.example.com:6443/"]).check().unwrap();
+        assert_eq!(settings.public_url.as_deref(), Some("https://k8s.example.com:6443"));
+        assert_eq!(settings.listen.port(), 8443);
+        assert!(!settings.hub_id.is_empty());
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        for (text, seconds) in [
+            ("90s", Some(90)),
+            ("2h", Some(7200)),
+            ("7d", Some(604_800)),
+            ("5", None),
+            ("", None),
+            ("h", None),
+            ("99999999999999999999d", None),
+        ] {
+            assert_eq!(duration(text).map(|d| d.as_secs()), seconds, "{text}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The controllers: they write objects in the parent, and the watch on those objects fills the catalog that
+//! the request path reads. [`watch`] fills the catalog, [`approval`] turns approved requests into clusters and
+//! removes what belonged to deleted ones, [`health`] writes what is known of each cluster, [`credentials`]
+//! renews what agents dial with, [`gc`] deletes what nobody owns any more.
+//!
+//! Every write can be made twice, by two replicas, without harm: objects have fixed names, decisions are taken
+//! on what the API says now, and changes carry the resourceVersion that they were decided on. When there is
+//! a leader lease, [`approval`], [`credentials`] and [`gc`] ask it before they write; [`watch`] never writes, and
+//! each replica writes the heartbeats of its own tunnels.
+
+pub mod approval;
+pub mod credentials;
+pub mod gc;
+pub mod health;
+pub mod objects;
+pub mod watch;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use kube::Client;
+use runtime::stop::Stop;
+use tokio::task::JoinSet;
+
+use crate::catalog::Catalog;
+use crate::config::Settings;
+use crate::tunnels::Tunnels;
+
+/// What the controllers work with.
+#[derive(Clone)]
+pub struct Control {
+    /// Of the parent.
+    pub client: Client,
+    /// To fill.
+    pub catalog: Arc<Catalog>,
+    /// To ask and to close.
+    pub tunnels: Arc<Tunnels>,
+    /// The hub's name, for messages.
+    pub settings: Arc<Settings>,
+    /// Ends everything.
+    pub stop: Stop,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+/// Runs all controllers until `stop`.
+///
+/// # Errors
+/// One of them ended before that.
+pub async fn run(control: Control) -> anyhow::Result<()> {
+    let control = Arc::new(control);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(named("watch", watch::run(Arc::clone(&control))));
+    tasks.spawn(named("approval", approval::run(Arc::clone(&control))));
+    tasks.spawn(named("health", health::run(Arc::clone(&control))));
+    tasks.spawn(named("credentials", credentials::run(Arc::clone(&control))));
+    tasks.spawn(named("gc", gc::run(Arc::clone(&control))));
+    while let Some(ended) = tasks.join_next().await {
+        let (name, result) = ended.context("a controller died")?;
+        result.with_context(|| format!("controller {name} failed"))?;
+        if !control.stop.is_cancelled() {
+            anyhow::bail!("controller {name} ended by itself");
+        }
+    }
+    Ok(())
+}
+
+async fn named(
+    name: &'static str,
+    controller: impl Future<Output = anyhow::Result<()>>,
+) -> (&'static str, anyhow::Result<()>) {
+    (name, controller.await)
+}
+
+/// Waits until the catalog holds the first list. `false` if the hub stops before that.
+async fn catalog_is_filled(control: &Control) -> bool {
+    let mut changes = control.catalog.changes();
+    tokio::select! {
+        biased;
+        () = control.stop.cancelled() => false,
+        filled = changes.wait_for(|generation| *generation > 0) => filled.is_ok(),
+    }
+}

@@ -1,0 +1,553 @@
+//! Turns approved `ClusterRegistrationRequest`s into clusters: namespace, account, role, binding,
+//! `ManagedCluster`, in this order, so that a cluster which can be seen is complete. And the other way round:
+//! when somebody deletes the `ManagedCluster`, everything that belonged to it goes, the request last.
+//!
+//! A person's word is `status.result`. `Approved` sets up; `Denied` after that shuts the cluster out
+//! (`spec.denied`); `Failed` is the hub's own word for an approval it could not carry out yet, with the reason,
+//! and is tried again. Every step is taken on what the API says at that moment, never on the watch's copy,
+//! and changes carry the resourceVersion they were decided on.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use api::cluster::ManagedCluster;
+use api::names::{
+    AGENT_ACCOUNT, CREATED_BY_HUB, ClusterId, ClusterName, LABEL_CLUSTER_ID, LABEL_CLUSTER_NAME,
+    LABEL_CREATED_BY, SYSTEM_NAMESPACE, cluster_role_name, registration_request_name,
+};
+use api::registration::{ClusterRegistrationRequest, RegistrationResult};
+use api::status::printable;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Action, Config, Controller, Error as ControllerError};
+use kube::runtime::watcher;
+use kube::{Api, ResourceExt as _};
+use runtime::backoff::Backoff;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::objects::{account, dedicated_namespace, managed_cluster, namespace, role, role_binding};
+use super::{Control, catalog_is_filled};
+use crate::join::has_code;
+use crate::join::stored::SECRET_TYPE;
+
+type Request = ClusterRegistrationRequest;
+type Guarded = DeserializeGuard<Request>;
+
+/// Requests worked on at once: about ten small API calls each.
+const CONCURRENCY: u16 = 8;
+/// First and longest pause before a failed set-up is tried again: whoever removed the cause waits a minute at
+/// most, or sets `Approved` once more.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// Pause after losing a race; the winner is done by then.
+const RACE_RETRY: Duration = Duration::from_millis(500);
+
+/// Why a request could not be carried out.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// The parent's API.
+    #[error("{0}: {1}")]
+    Api(&'static str, #[source] kube::Error),
+    /// It must not be carried out.
+    #[error("{0}")]
+    Refused(String),
+    /// The same name is being set up at this moment.
+    #[error("another cluster of this name is being set up")]
+    NameBusy,
+    /// Its `ManagedCluster` cannot be read.
+    #[error("the ManagedCluster in {0} cannot be read: {1}")]
+    Malformed(String, String),
+}
+
+impl Trouble {
+    /// Somebody else changed the same object: another replica, or a person. Not worth telling anybody.
+    fn is_lost_race(&self) -> bool {
+        match self {
+            Self::NameBusy => true,
+            Self::Api(_, error) => has_code(error, 409),
+            Self::Refused(_) | Self::Malformed(..) => false,
+        }
+    }
+}
+
+/// What a request asks of the hub, given the cluster that it made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    SetUp,
+    Remove,
+    ShutOut,
+}
+
+/// What the decision looks at in a cluster.
+#[derive(Debug, Clone, Copy)]
+struct Known<'a> {
+    key_fingerprint: &'a str,
+    denied: bool,
+}
+
+/// When a request that failed is tried again. One entry per failed request, gone with it: 100 bytes.
+struct Retry {
+    backoff: Backoff,
+    at: Instant,
+}
+
+struct Context {
+    control: Arc<Control>,
+    retries: Mutex<HashMap<String, Retry>>,
+    /// Names that are being set up, so that two requests for one name cannot both find it free.
+    names: Arc<Mutex<HashSet<ClusterName>>>,
+}
+
+/// Runs until stop.
+pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
+    // With an empty catalog every approved request would look like one whose cluster was deleted.
+    if !catalog_is_filled(&control).await {
+        return Ok(());
+    }
+    let requests: Api<Guarded> = Api::all(control.client.clone());
+    let stop: CancellationToken = control.stop.clone();
+    let changes = futures::stream::unfold(control.catalog.changes(), |mut changes| async move {
+        changes.changed().await.ok().map(|()| ((), changes))
+    });
+    let context = Arc::new(Context { control, retries: Mutex::default(), names: Arc::default() });
+    let forgetting = Arc::clone(&context);
+    Controller::new(requests, watcher::Config::default())
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .reconcile_all_on(changes)
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(reconcile, retry, context)
+        .for_each(|result| {
+            match result {
+                // A request may be gone by the time its turn comes.
+                Err(ControllerError::ObjectNotFound(gone)) => {
+                    lock(&forgetting.retries).remove(&gone.name);
+                }
+                // Told where it happened.
+                Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the watch on registration requests broke; it goes on by itself");
+                }
+            }
+            std::future::ready(())
+        })
+        .await;
+    Ok(())
+}
+
+fn retry(request: Arc<Guarded>, trouble: &Trouble, context: Arc<Context>) -> Action {
+    if trouble.is_lost_race() {
+        return Action::requeue(RACE_RETRY);
+    }
+    let mut retries = lock(&context.retries);
+    let now = Instant::now();
+    let retry = retries
+        .entry(request.name_any())
+        .or_insert_with(|| Retry { backoff: Backoff::new(RETRY.0, RETRY.1), at: now });
+    let delay = retry.backoff.delay().max(RACE_RETRY);
+    retry.at = now + delay;
+    Action::requeue(delay)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn reconcile(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
+    let name = cached.name_any();
+    let control = &context.control;
+    let Ok(cached) = &cached.0 else {
+        tracing::warn!(request = name, "this registration request cannot be read; delete it");
+        return Ok(Action::await_change());
+    };
+    let Ok(id) = cached.spec.cluster_id.parse::<ClusterId>() else { return Ok(Action::await_change()) };
+    let known = control.catalog.get(&id);
+    let known =
+        known.as_ref().map(|known| Known { key_fingerprint: &known.key_fingerprint, denied: known.denied });
+    if decide(cached, known) == Step::Nothing {
+        return Ok(Action::await_change());
+    }
+    // Every change of the catalog comes by here: it must not hurry what failed.
+    let failed =
+        cached.status.as_ref().is_some_and(|status| status.result == Some(RegistrationResult::Failed));
+    let wait =
+        lock(&context.retries).get(&name).map(|retry| retry.at.saturating_duration_since(Instant::now()));
+    if let Some(wait) = wait.filter(|wait| failed && !wait.is_zero()) {
+        return Ok(Action::requeue(wait));
+    }
+
+    // Something is to be done, as far as the watches have told: now ask the API itself.
+    let requests: Api<Request> = Api::all(control.client.clone());
+    let request =
+        requests.get_opt(&name).await.map_err(|error| Trouble::Api("reading the request", error))?;
+    let Some(request) = request else { return Ok(Action::await_change()) };
+    let found = find(control, &id).await?;
+    let known = found
+        .as_ref()
+        .map(|found| Known { key_fingerprint: &found.spec.key_fingerprint, denied: found.spec.denied });
+    let done = match decide(&request, known) {
+        Step::Nothing => Ok(()),
+        Step::SetUp => set_up(&context, &requests, &request, &id, found.as_ref()).await,
+        Step::Remove => remove(control, &requests, &request, &id).await,
+        Step::ShutOut => shut_out(control, found.as_ref()).await,
+    };
+    match done {
+        Ok(()) => {
+            lock(&context.retries).remove(&name);
+            Ok(Action::await_change())
+        }
+        Err(trouble) => {
+            if trouble.is_lost_race() {
+                tracing::debug!(request = name, %trouble, "a registration request was changed meanwhile");
+            } else {
+                tracing::warn!(request = name, %trouble, "a registration request could not be carried out");
+                report(&requests, &request, &trouble).await;
+            }
+            Err(trouble)
+        }
+    }
+}
+
+/// The whole of the controller's judgement.
+fn decide(request: &Request, cluster: Option<Known<'_>>) -> Step {
+    let status = request.status.clone().unwrap_or_default();
+    if request.metadata.deletion_timestamp.is_some() {
+        return Step::Nothing;
+    }
+    let Some(cluster) = cluster else {
+        let was_set_up = !status.managed_cluster_name.is_empty();
+        return match status.result {
+            _ if was_set_up => Step::Remove,
+            Some(RegistrationResult::Approved | RegistrationResult::Failed) => Step::SetUp,
+            None | Some(RegistrationResult::Pending | RegistrationResult::Denied) => Step::Nothing,
+        };
+    };
+    let same_key = cluster.key_fingerprint == request.spec.key_fingerprint;
+    match status.result {
+        // A person denies the key that is in use: it must not work a moment longer. If it was another key
+        // that asked, the cluster goes on with its own.
+        Some(RegistrationResult::Denied) if same_key && !cluster.denied => Step::ShutOut,
+        Some(RegistrationResult::Approved) if same_key && !status.managed_cluster_name.is_empty() => {
+            Step::Nothing
+        }
+        Some(RegistrationResult::Approved | RegistrationResult::Failed) => Step::SetUp,
+        None | Some(RegistrationResult::Pending | RegistrationResult::Denied) => Step::Nothing,
+    }
+}
+
+/// The `ManagedCluster` of this id, from the API.
+async fn find(control: &Control, id: &ClusterId) -> Result<Option<ManagedCluster>, Trouble> {
+    let space = dedicated_namespace(id);
+    let clusters: Api<DeserializeGuard<ManagedCluster>> = Api::namespaced(control.client.clone(), &space);
+    let list = clusters
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| Trouble::Api("reading the cluster", error))?;
+    let mut oldest: Option<ManagedCluster> = None;
+    for object in list.items {
+        let object = object
+            .0
+            .map_err(|error| Trouble::Malformed(space.clone(), printable(&error.to_string(), 256)))?;
+        let older = |other: &ManagedCluster| object.creation_timestamp() < other.creation_timestamp();
+        if object.spec.cluster_id == id.as_str() && oldest.as_ref().is_none_or(older) {
+            oldest = Some(object);
+        }
+    }
+    Ok(oldest)
+}
+
+async fn set_up(
+    context: &Context,
+    requests: &Api<Request>,
+    request: &Request,
+    id: &ClusterId,
+    found: Option<&ManagedCluster>,
+) -> Result<(), Trouble> {
+    let control = &context.control;
+    if request.name_any() != registration_request_name(id) {
+        return Err(Trouble::Refused(format!(
+            "the request has to be named {}",
+            registration_request_name(id)
+        )));
+    }
+    let name: ClusterName = request
+        .spec
+        .cluster_name
+        .parse()
+        .map_err(|error| Trouble::Refused(format!("spec.clusterName: {error}")))?;
+    let _claim = Claim::new(&context.names, &name)?;
+    refuse_taken_name(control, id, &name).await?;
+    if let Some(found) = found
+        && found.name_any() != name.as_str()
+    {
+        return Err(Trouble::Refused(format!("this cluster is already registered as {}", found.name_any())));
+    }
+    let new_key = found.is_some_and(|found| found.spec.key_fingerprint != request.spec.key_fingerprint);
+
+    let client = &control.client;
+    let space = dedicated_namespace(id);
+    ensure_namespace(control, id, &name).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &space);
+    if new_key {
+        // Tokens name the account's UID, so a new account of the same name makes the old key's tokens void.
+        gone(accounts.delete(AGENT_ACCOUNT, &DeleteParams::default()).await, "deleting the old account")?;
+    }
+    ensure(&accounts, &account(id, &name), "creating the account").await?;
+    ensure(&Api::<ClusterRole>::all(client.clone()), &role(id, &name), "creating the role").await?;
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    ensure(&bindings, &role_binding(id, &name), "creating the role binding").await?;
+    let clusters: Api<ManagedCluster> = Api::namespaced(client.clone(), &space);
+    match found {
+        None => ensure(&clusters, &managed_cluster(id, &name, &request.spec), "creating the cluster").await?,
+        Some(found) if new_key => {
+            let patch = json!({
+                "metadata": { "resourceVersion": found.metadata.resource_version },
+                "spec": { "keyFingerprint": request.spec.key_fingerprint },
+            });
+            clusters
+                .patch(name.as_str(), &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .map_err(|error| Trouble::Api("writing the cluster's key", error))?;
+            control.tunnels.close(id, "the cluster was registered again with another key");
+        }
+        Some(_) => {}
+    }
+    let patch = json!({
+        "metadata": { "resourceVersion": request.metadata.resource_version },
+        "status": {
+            "result": RegistrationResult::Approved, "errorMessage": null,
+            "dedicatedNamespace": space, "managedClusterName": name,
+        },
+    });
+    requests
+        .patch_status(&request.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map_err(|error| Trouble::Api("writing the request's status", error))?;
+    tracing::info!(cluster = %id, %name, namespace = space, key = request.spec.key_fingerprint, new_key, "a cluster was set up");
+    Ok(())
+}
+
+/// Holds a name while it is being set up.
+struct Claim {
+    names: Arc<Mutex<HashSet<ClusterName>>>,
+    name: ClusterName,
+}
+
+impl Claim {
+    fn new(names: &Arc<Mutex<HashSet<ClusterName>>>, name: &ClusterName) -> Result<Self, Trouble> {
+        if !lock(names).insert(name.clone()) {
+            return Err(Trouble::NameBusy);
+        }
+        Ok(Self { names: Arc::clone(names), name: name.clone() })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.names).remove(&self.name);
+    }
+}
+
+async fn refuse_taken_name(control: &Control, id: &ClusterId, name: &ClusterName) -> Result<(), Trouble> {
+    let clusters: Api<DeserializeGuard<ManagedCluster>> = Api::all(control.client.clone());
+    let same_name = ListParams::default().labels(&format!("{LABEL_CLUSTER_NAME}={name}"));
+    let list =
+        clusters.list(&same_name).await.map_err(|error| Trouble::Api("looking for the name", error))?;
+    let other = list.items.iter().filter_map(|object| object.0.as_ref().ok()).any(|object| {
+        let belongs = object.spec.cluster_id.parse().is_ok_and(|other| {
+            object.namespace().as_deref() == Some(dedicated_namespace(&other).as_str()) && other != *id
+        });
+        belongs && object.name_any() == name.as_str()
+    });
+    if other {
+        return Err(Trouble::Refused(format!(
+            "the name {name} is taken by another cluster; unregister that one, or delete this request and invite the cluster under another name"
+        )));
+    }
+    Ok(())
+}
+
+/// Creates the namespace, or makes sure that the one of this name is this cluster's.
+async fn ensure_namespace(control: &Control, id: &ClusterId, name: &ClusterName) -> Result<(), Trouble> {
+    let namespaces: Api<Namespace> = Api::all(control.client.clone());
+    let wanted = namespace(id, name);
+    ensure(&namespaces, &wanted, "creating the namespace").await?;
+    let space = wanted.name_any();
+    let there = namespaces.get(&space).await.map_err(|error| Trouble::Api("reading the namespace", error))?;
+    let label = |key: &str| there.labels().get(key).map(String::as_str).unwrap_or_default();
+    if label(LABEL_CREATED_BY) != CREATED_BY_HUB || label(LABEL_CLUSTER_ID) != id.as_str() {
+        return Err(Trouble::Refused(format!(
+            "namespace {space} belongs to somebody else; delete it or label it {LABEL_CREATED_BY}={CREATED_BY_HUB},{LABEL_CLUSTER_ID}={id}"
+        )));
+    }
+    Ok(())
+}
+
+/// Creates an object unless it is there.
+async fn ensure<K>(api: &Api<K>, object: &K, doing: &'static str) -> Result<(), Trouble>
+where
+    K: Clone + Debug + Serialize + DeserializeOwned,
+{
+    match api.create(&PostParams::default(), object).await {
+        Ok(_) => Ok(()),
+        Err(error) if has_code(&error, 409) => Ok(()),
+        Err(error) => Err(Trouble::Api(doing, error)),
+    }
+}
+
+/// What a deletion found; nothing there is what was wanted.
+fn gone<T>(result: Result<T, kube::Error>, doing: &'static str) -> Result<(), Trouble> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if has_code(&error, 404) => Ok(()),
+        Err(error) => Err(Trouble::Api(doing, error)),
+    }
+}
+
+/// Removes what belonged to a cluster whose `ManagedCluster` is gone. First what lets the agent in, then the
+/// invitations that would let it back, then the request: whatever breaks in between, the request is still
+/// there to begin again with.
+async fn remove(
+    control: &Control,
+    requests: &Api<Request>,
+    request: &Request,
+    id: &ClusterId,
+) -> Result<(), Trouble> {
+    control.tunnels.close(id, "the cluster was unregistered");
+    let client = &control.client;
+    let at_once = DeleteParams::default();
+    let role = cluster_role_name(id);
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    gone(bindings.delete(&role, &at_once).await, "deleting the role binding")?;
+    gone(Api::<ClusterRole>::all(client.clone()).delete(&role, &at_once).await, "deleting the role")?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &dedicated_namespace(id));
+    gone(accounts.delete(AGENT_ACCOUNT, &at_once).await, "deleting the account")?;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let used = ListParams::default()
+        .labels(&format!("{LABEL_CLUSTER_ID}={id}"))
+        .fields(&format!("type={SECRET_TYPE}"));
+    let used =
+        secrets.list_metadata(&used).await.map_err(|error| Trouble::Api("listing invitations", error))?;
+    for invitation in used.items {
+        gone(secrets.delete(&invitation.name_any(), &at_once).await, "deleting an invitation")?;
+    }
+    let this_one = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: request.uid(),
+            resource_version: request.resource_version(),
+        }),
+        ..DeleteParams::default()
+    };
+    gone(requests.delete(&request.name_any(), &this_one).await, "deleting the request")?;
+    tracing::info!(cluster = %id, name = request.spec.cluster_name, "a cluster was unregistered");
+    Ok(())
+}
+
+async fn shut_out(control: &Control, found: Option<&ManagedCluster>) -> Result<(), Trouble> {
+    let Some(found) = found else { return Ok(()) };
+    let space = found.namespace().unwrap_or_default();
+    let clusters: Api<ManagedCluster> = Api::namespaced(control.client.clone(), &space);
+    let patch = json!({
+        "metadata": { "resourceVersion": found.metadata.resource_version },
+        "spec": { "denied": true },
+    });
+    clusters
+        .patch(&found.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map_err(|error| Trouble::Api("shutting the cluster out", error))?;
+    tracing::info!(
+        cluster = found.spec.cluster_id,
+        name = found.name_any(),
+        "a cluster was shut out: its request was denied"
+    );
+    Ok(())
+}
+
+/// Tells the person who approved why nothing came of it.
+async fn report(requests: &Api<Request>, request: &Request, trouble: &Trouble) {
+    let message = printable(&trouble.to_string(), 512);
+    let status = request.status.as_ref();
+    let told = status.is_some_and(|status| {
+        status.result == Some(RegistrationResult::Failed) && status.error_message == message
+    });
+    // Only an approval can fail; a denial or removal that fails is tried again as it stands.
+    let approved = status.is_some_and(|status| {
+        matches!(status.result, Some(RegistrationResult::Approved | RegistrationResult::Failed))
+            && status.managed_cluster_name.is_empty()
+    });
+    if told || !approved {
+        return;
+    }
+    let patch = json!({
+        "metadata": { "resourceVersion": request.metadata.resource_version },
+        "status": { "result": RegistrationResult::Failed, "errorMessage": message },
+    });
+    let patched =
+        requests.patch_status(&request.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+    if let Err(error) = patched {
+        tracing::debug!(%error, "the failure could not be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::registration::{ClusterRegistrationRequestSpec, ClusterRegistrationRequestStatus};
+
+    use super::*;
+
+    fn request(result: Option<RegistrationResult>, set_up: bool) -> Request {
+        let spec = ClusterRegistrationRequestSpec { key_fingerprint: "k".to_owned(), ..Default::default() };
+        let mut request = Request::new("clusternet-c1", spec);
+        let managed_cluster_name = if set_up { "edge".to_owned() } else { String::new() };
+        request.status =
+            Some(ClusterRegistrationRequestStatus { result, managed_cluster_name, ..Default::default() });
+        request
+    }
+
+    #[test]
+    fn the_step_follows_from_decision_and_cluster() {
+        use RegistrationResult::{Approved, Denied, Failed, Pending};
+        let known = |key_fingerprint: &'static str, denied| Some(Known { key_fingerprint, denied });
+        for (what, result, set_up, cluster, wanted) in [
+            ("undecided", None, false, None, Step::Nothing),
+            ("pending", Some(Pending), false, None, Step::Nothing),
+            ("approved", Some(Approved), false, None, Step::SetUp),
+            ("failed", Some(Failed), false, None, Step::SetUp),
+            ("denied", Some(Denied), false, None, Step::Nothing),
+            ("half way", Some(Approved), false, known("k", false), Step::SetUp),
+            ("all is well", Some(Approved), true, known("k", false), Step::Nothing),
+            ("shut out by hand", Some(Approved), true, known("k", true), Step::Nothing),
+            ("another key was approved", Some(Approved), true, known("old", false), Step::SetUp),
+            ("another key is pending", Some(Pending), true, known("old", false), Step::Nothing),
+            ("another key was denied", Some(Denied), true, known("old", false), Step::Nothing),
+            ("denied afterwards", Some(Denied), true, known("k", false), Step::ShutOut),
+            ("denied and shut out", Some(Denied), true, known("k", true), Step::Nothing),
+            ("cluster deleted", Some(Approved), true, None, Step::Remove),
+            ("cluster deleted while pending again", Some(Pending), true, None, Step::Remove),
+            ("cluster deleted after denial", Some(Denied), true, None, Step::Remove),
+        ] {
+            assert_eq!(decide(&request(result, set_up), cluster), wanted, "{what}");
+        }
+        let mut leaving = request(Some(Approved), false);
+        leaving.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(decide(&leaving, None), Step::Nothing);
+    }
+
+    #[test]
+    fn a_name_is_set_up_once_at_a_time() {
+        let names = Arc::default();
+        let name: ClusterName = "edge".parse().unwrap();
+        let claim = Claim::new(&names, &name).unwrap();
+        assert!(Claim::new(&names, &name).is_err());
+        drop(claim);
+        assert!(Claim::new(&names, &name).is_ok());
+    }
+}

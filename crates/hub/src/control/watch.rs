@@ -1,0 +1,234 @@
+//! The watch on `ManagedCluster` that fills the catalog. Never writes.
+//!
+//! Only an object in the dedicated namespace of its own cluster id counts: whoever may write in another
+//! namespace cannot make traffic of a cluster that is not theirs go elsewhere (Clusternet did, by label).
+//! One object that cannot be read is logged and left out; it stops nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::cluster::ManagedCluster;
+use api::names::ClusterId;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
+use kube::{Api, ResourceExt as _};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::Control;
+use super::objects::dedicated_namespace;
+use crate::catalog::Cluster;
+
+/// Heartbeats change nothing but `last_seen`; with 10,000 clusters there are 170 of them each second, and
+/// every replacement copies the catalog. They are gathered for so long.
+const GATHER: Duration = Duration::from_secs(5);
+
+/// All that the watch has told, by namespace and name.
+#[derive(Debug, Default)]
+struct Seen {
+    objects: BTreeMap<(String, String), (Timestamp, Cluster)>,
+    /// While a list arrives, what it held so far.
+    arriving: Option<BTreeMap<(String, String), (Timestamp, Cluster)>>,
+}
+
+/// How soon the catalog has to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    Nothing,
+    Heartbeat,
+    Now,
+}
+
+/// Runs until stop.
+pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
+    let clusters: Api<DeserializeGuard<ManagedCluster>> = Api::all(control.client.clone());
+    let mut events = watch_objects(clusters, watcher::Config::default()).default_backoff().boxed();
+    let mut seen = Seen::default();
+    let mut ticks: Interval = interval(GATHER);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut waiting = false;
+    loop {
+        let urgency = tokio::select! {
+            biased;
+            () = control.stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => if waiting { Urgency::Now } else { Urgency::Nothing },
+            event = events.next() => match event {
+                Some(Ok(event)) => seen.take(event),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the watch on managedclusters broke; it goes on by itself");
+                    Urgency::Nothing
+                }
+                None => anyhow::bail!("the watch on managedclusters ended"),
+            },
+        };
+        waiting |= urgency == Urgency::Heartbeat;
+        if urgency == Urgency::Now {
+            waiting = false;
+            control.catalog.replace(seen.clusters());
+        }
+    }
+}
+
+impl Seen {
+    fn take(&mut self, event: Event<DeserializeGuard<ManagedCluster>>) -> Urgency {
+        match event {
+            Event::Init => {
+                self.arriving = Some(BTreeMap::new());
+                Urgency::Nothing
+            }
+            Event::InitApply(object) => {
+                if let (Some(arriving), Some((key, entry))) = (&mut self.arriving, read(object)) {
+                    arriving.insert(key, entry);
+                }
+                Urgency::Nothing
+            }
+            Event::InitDone => {
+                self.objects = self.arriving.take().unwrap_or_default();
+                Urgency::Now
+            }
+            Event::Apply(object) => {
+                let Some((key, entry)) = read(object) else { return Urgency::Nothing };
+                match self.objects.insert(key, entry.clone()) {
+                    Some((created, old)) if created == entry.0 && same_but_seen(&old, &entry.1) => {
+                        Urgency::Heartbeat
+                    }
+                    _ => Urgency::Now,
+                }
+            }
+            Event::Delete(object) => {
+                let (namespace, name) = names(&object);
+                self.objects.remove(&(namespace, name)).map_or(Urgency::Nothing, |_| Urgency::Now)
+            }
+        }
+    }
+
+    /// One per id. Two objects for one cluster in its namespace: the older one counts.
+    fn clusters(&self) -> Vec<Cluster> {
+        let mut chosen: HashMap<&ClusterId, &(Timestamp, Cluster)> = HashMap::new();
+        for entry in self.objects.values() {
+            let id = &entry.1.id;
+            if chosen.get(id).is_none_or(|other| entry.0 < other.0) {
+                chosen.insert(id, entry);
+            }
+        }
+        chosen.into_values().map(|(_, cluster)| cluster.clone()).collect()
+    }
+}
+
+fn same_but_seen(old: &Cluster, new: &Cluster) -> bool {
+    Cluster { last_seen: new.last_seen, ..old.clone() } == *new
+}
+
+fn names(object: &DeserializeGuard<ManagedCluster>) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+type Entry = ((String, String), (Timestamp, Cluster));
+
+fn read(object: DeserializeGuard<ManagedCluster>) -> Option<Entry> {
+    let (namespace, name) = names(&object);
+    let created = object.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
+    let cluster = object.0.map_err(|error| error.to_string()).and_then(|object| cluster(&object));
+    match cluster {
+        Ok(cluster) => Some(((namespace, name), (created, cluster))),
+        Err(error) => {
+            tracing::warn!(namespace, name, error, "this ManagedCluster is left out");
+            None
+        }
+    }
+}
+
+fn cluster(object: &ManagedCluster) -> Result<Cluster, String> {
+    let id: ClusterId = object.spec.cluster_id.parse().map_err(|error| format!("spec.clusterId: {error}"))?;
+    let namespace = object.namespace().unwrap_or_default();
+    let wanted = dedicated_namespace(&id);
+    if namespace != wanted {
+        return Err(format!("it has to be in namespace {wanted}"));
+    }
+    Ok(Cluster {
+        name: object.name_any().parse().map_err(|error| format!("metadata.name: {error}"))?,
+        id,
+        namespace,
+        key_fingerprint: object.spec.key_fingerprint.clone(),
+        denied: object.spec.denied,
+        last_seen: object
+            .status
+            .as_ref()
+            .and_then(|status| status.last_observed_time.as_ref())
+            .map(|time| time.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object(name: &str, id: &str, created: &str, changes: Value) -> DeserializeGuard<ManagedCluster> {
+        let mut value = json!({
+            "apiVersion": "clusters.clusternet.io/v1beta1", "kind": "ManagedCluster",
+            "metadata": { "name": name, "namespace": dedicated_namespace(&id.parse().unwrap()), "creationTimestamp": created },
+            "spec": { "clusterId": id },
+        });
+        for (key, change) in changes.as_object().unwrap() {
+            value[key] = change.clone();
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    const EARLY: &str = "2026-01-01T00:00:00Z";
+    const LATE: &str = "2026-01-02T00:00:00Z";
+
+    #[test]
+    fn a_new_list_forgets_what_is_gone_only_when_it_is_complete() {
+        let mut seen = Seen::default();
+        seen.take(Event::Init);
+        seen.take(Event::InitApply(object("a", "1", EARLY, json!({}))));
+        assert_eq!(seen.take(Event::InitDone), Urgency::Now);
+        seen.take(Event::Init);
+        assert_eq!(seen.clusters().len(), 1, "the old list stands until the new one is there");
+        assert_eq!(seen.take(Event::InitDone), Urgency::Now);
+        assert!(seen.clusters().is_empty());
+    }
+
+    #[test]
+    fn heartbeats_wait_and_changes_do_not() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.take(Event::Apply(object("a", "1", EARLY, json!({})))), Urgency::Now);
+        let beat = json!({ "status": { "lastObservedTime": LATE } });
+        assert_eq!(seen.take(Event::Apply(object("a", "1", EARLY, beat))), Urgency::Heartbeat);
+        let denied = json!({ "spec": { "clusterId": "1", "denied": true } });
+        assert_eq!(seen.take(Event::Apply(object("a", "1", EARLY, denied))), Urgency::Now);
+        assert!(seen.clusters()[0].denied);
+        assert_eq!(seen.take(Event::Delete(object("a", "1", EARLY, json!({})))), Urgency::Now);
+        assert_eq!(seen.take(Event::Delete(object("a", "1", EARLY, json!({})))), Urgency::Nothing);
+    }
+
+    #[test]
+    fn an_object_elsewhere_cannot_speak_for_a_cluster() {
+        let mut seen = Seen::default();
+        let elsewhere = json!({ "metadata": { "name": "a", "namespace": "team-x" } });
+        assert_eq!(seen.take(Event::Apply(object("a", "1", EARLY, elsewhere))), Urgency::Nothing);
+        seen.take(Event::Apply(object("younger", "1", LATE, json!({}))));
+        seen.take(Event::Apply(object("older", "1", EARLY, json!({}))));
+        let names: Vec<_> = seen.clusters().into_iter().map(|cluster| cluster.name.to_string()).collect();
+        assert_eq!(names, ["older"]);
+    }
+
+    #[test]
+    fn a_malformed_object_hides_no_other() {
+        let mut seen = Seen::default();
+        seen.take(Event::Apply(object("a", "1", EARLY, json!({}))));
+        let malformed = json!({ "spec": { "clusterId": 7 } });
+        assert_eq!(seen.take(Event::Apply(object("b", "2", EARLY, malformed))), Urgency::Nothing);
+        assert_eq!(
+            seen.take(Event::Apply(object("b", "2", EARLY, json!({ "spec": { "clusterId": "A/B" } })))),
+            Urgency::Nothing
+        );
+        assert_eq!(seen.clusters().len(), 1);
+    }
+}

@@ -1,0 +1,196 @@
+//! exec, attach, port-forward: the caller's HTTP/1.1 upgrade becomes an extended CONNECT in the tunnel, and
+//! the child's 101 becomes ours. Until the child has said 101 not a byte of the caller's stream moves
+//! (CVE-2018-1002105); any other answer is passed on as a complete error, after which the connection closes.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional_with_sizes;
+use tunnel_proto::UpgradeProtocol;
+use tunnel_proto::names::AUTHORITY_KUBERNETES;
+use tunnel_proto::upgrade::{connect_request, switching_protocols, tunnel_uri};
+
+use super::{Open, empty, exchange, pass_on};
+use crate::body::ResponseBody;
+use crate::handle::Hub;
+use crate::metrics::InFlight;
+use crate::refusal::Refusal;
+use crate::request_info::Proxied;
+use crate::tunnels::Live;
+
+/// Buffer of one direction of an open stream; two of them are 64 KiB per exec.
+const BUFFER: usize = 32 * 1024;
+
+/// The upgrade that a request asks for, if it asks for one. `Connection` has to name it: an `Upgrade` header
+/// alone is an offer that one may ignore (RFC 9110 section 7.8).
+///
+/// # Errors
+/// It asks for a protocol, with a method or a body, that no Kubernetes API server upgrades.
+pub(super) fn wanted(request: &Request<Incoming>) -> Result<Option<UpgradeProtocol>, Refusal> {
+    asked(request.method(), request.version(), request.headers())
+}
+
+fn asked(method: &Method, version: Version, headers: &HeaderMap) -> Result<Option<UpgradeProtocol>, Refusal> {
+    let bad = |why: &str| Err(Refusal::BadRequest(why.to_owned()));
+    let named = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    if version != Version::HTTP_11 || !named || !headers.contains_key(UPGRADE) {
+        return Ok(None);
+    }
+    let mut upgrades = headers.get_all(UPGRADE).iter();
+    let (Some(only), None) = (upgrades.next(), upgrades.next()) else {
+        return bad("a request may ask for one upgrade");
+    };
+    let Some(protocol) = only.to_str().ok().and_then(UpgradeProtocol::from_upgrade_header) else {
+        return bad("the only upgrades are websocket and SPDY/3.1");
+    };
+    let fits = match protocol {
+        UpgradeProtocol::WebSocket => *method == Method::GET,
+        UpgradeProtocol::Spdy31 => *method == Method::GET || *method == Method::POST,
+    };
+    if !fits {
+        return bad("this method cannot ask for this upgrade");
+    }
+    let has_body = headers.contains_key(TRANSFER_ENCODING)
+        || headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
+    if has_body {
+        return bad("a request for an upgrade has no body");
+    }
+    Ok(Some(protocol))
+}
+
+/// Carries the upgrade to the child; the streams run on a task of their own.
+#[expect(clippy::too_many_arguments, reason = "one caller, which has taken the request apart already")]
+pub(super) async fn send(
+    hub: &Arc<Hub>,
+    live: &Arc<Live>,
+    name: String,
+    proxied: Proxied,
+    protocol: UpgradeProtocol,
+    outbound: HeaderMap,
+    mut request: Request<Incoming>,
+    open: Open,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let uri = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
+        .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
+    let mut connect = connect_request(protocol, request.method(), uri, empty());
+    // The identity and the rest beside the one header that the mapping has set.
+    connect.headers_mut().extend(outbound);
+    let mut answer = exchange(hub, live, &name, connect).await?;
+    if answer.status() != StatusCode::OK {
+        return not_switched(hub, &name, answer, open);
+    }
+    if protocol == UpgradeProtocol::WebSocket
+        && !answer.headers().contains_key(http::header::SEC_WEBSOCKET_ACCEPT)
+    {
+        return Err(Refusal::BadAnswer(
+            name,
+            "it switched to websocket without sec-websocket-accept".to_owned(),
+        ));
+    }
+    let child = hyper::upgrade::on(&mut answer);
+    let caller = hyper::upgrade::on(&mut request);
+    hub.streams.spawn(carry(Arc::clone(hub), name, caller, child, open.into_guard()));
+    Ok(switching_protocols(protocol, answer.headers(), ResponseBody::empty()))
+}
+
+/// The child did not switch: its answer, if that is an error, is what kubectl falls back on.
+fn not_switched(
+    hub: &Hub,
+    name: &str,
+    answer: Response<Incoming>,
+    open: Open,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let (mut parts, body) = answer.into_parts();
+    if parts.status.as_u16() < 400 {
+        let why = format!("it answered an upgrade with {}", parts.status.as_u16());
+        return Err(Refusal::BadAnswer(name.to_owned(), why));
+    }
+    pass_on(hub, name, parts.status, &mut parts.headers)?;
+    let mut response = Response::new(ResponseBody::Child(body, open.into_guard()));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Ok(response)
+}
+
+/// Copies both ways, with half-close, until both have ended or either breaks.
+async fn carry(hub: Arc<Hub>, name: String, caller: OnUpgrade, child: OnUpgrade, _open: InFlight) {
+    let _counted = InFlight::new(&hub.metrics.upgrades);
+    let streams = async {
+        let (caller, child) = tokio::try_join!(caller, child)?;
+        let (mut caller, mut child) = (TokioIo::new(caller), TokioIo::new(child));
+        let copied = copy_bidirectional_with_sizes(&mut caller, &mut child, BUFFER, BUFFER).await;
+        Ok::<_, hyper::Error>(copied)
+    };
+    let ended = tokio::select! {
+        biased;
+        () = hub.phases.cut.cancelled() => return,
+        ended = streams => ended,
+    };
+    match ended {
+        Ok(Ok((up, down))) => tracing::debug!(cluster = name, up, down, "a stream has ended"),
+        Ok(Err(error)) => tracing::debug!(cluster = name, %error, "a stream broke"),
+        Err(error) => tracing::debug!(cluster = name, %error, "an upgrade did not happen"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_the_two_upgrades_of_kubernetes_are_carried() {
+        let ask = |method: &Method, connection, upgrade| {
+            asked(method, Version::HTTP_11, &map(&[("Connection", connection), ("Upgrade", upgrade)]))
+        };
+        assert_eq!(ask(&Method::GET, "Upgrade", "websocket"), Ok(Some(UpgradeProtocol::WebSocket)));
+        assert_eq!(ask(&Method::POST, "keep-alive, upgrade", "SPDY/3.1"), Ok(Some(UpgradeProtocol::Spdy31)));
+        assert_eq!(
+            ask(&Method::GET, "Upgrade, Impersonate-User", "spdy/3.1"),
+            Ok(Some(UpgradeProtocol::Spdy31))
+        );
+        assert!(ask(&Method::POST, "Upgrade", "websocket").is_err());
+        assert!(ask(&Method::PUT, "Upgrade", "SPDY/3.1").is_err());
+        for other in ["h2c", "foo", "SPDY/3.1, websocket", ""] {
+            assert!(ask(&Method::GET, "Upgrade", other).is_err(), "{other}");
+        }
+        assert_eq!(ask(&Method::GET, "x-upgrade-x", "websocket"), Ok(None));
+        assert_eq!(asked(&Method::GET, Version::HTTP_11, &map(&[("Connection", "Upgrade")])), Ok(None));
+        assert_eq!(
+            asked(
+                &Method::GET,
+                Version::HTTP_2,
+                &map(&[("Connection", "Upgrade"), ("Upgrade", "websocket")])
+            ),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn an_upgrade_with_a_body_is_refused() {
+        let ask = |name, value| {
+            let headers = map(&[("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), (name, value)]);
+            asked(&Method::POST, Version::HTTP_11, &headers)
+        };
+        assert!(ask("Content-Length", "0").is_ok());
+        assert!(ask("Content-Length", "5").is_err());
+        assert!(ask("Transfer-Encoding", "chunked").is_err());
+    }
+}

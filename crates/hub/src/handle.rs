@@ -1,0 +1,311 @@
+//! The request path: start reading here. [`decide`] is the whole of it; each line is a file.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use api::identity::Identity;
+use api::mapping;
+use api::status::{Reason, Status};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use runtime::admin;
+use runtime::readiness::Readiness;
+use runtime::stop::Stop;
+use rustls_pki_types::UnixTime;
+use tokio_util::task::TaskTracker;
+
+use crate::apigroup::Documents;
+use crate::authn::front_proxy::FrontProxy;
+use crate::authn::{self, Peer};
+use crate::authz::{Action, Authz};
+use crate::body::ResponseBody;
+use crate::catalog::Catalog;
+use crate::config::Settings;
+use crate::forward::{self, Authorized};
+use crate::join::Join;
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+use crate::request_info::{Proxied, RequestInfo};
+use crate::tunnels::{Tunnels, accept};
+
+/// Largest body of an invitation or registration; the largest honest one is a few KiB. Costs that much per
+/// such request in flight.
+const MAX_BODY: usize = 64 * 1024;
+/// Time for such a body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The steps of an orderly end. Each is a token that is cancelled when the step begins.
+#[derive(Debug, Clone, Default)]
+pub struct Phases {
+    /// Not ready any more, no new tunnels; requests are served as before.
+    pub stopping: Stop,
+    /// No new connections, open ones are asked to go.
+    pub draining: Stop,
+    /// Whatever is still open is cut.
+    pub cut: Stop,
+}
+
+/// All that the request path reads. Made once, in `app.rs`.
+#[derive(Debug)]
+pub struct Hub {
+    /// Who is believed.
+    pub front_proxy: Arc<FrontProxy>,
+    /// Who may what.
+    pub authz: Authz,
+    /// Which clusters there are.
+    pub catalog: Arc<Catalog>,
+    /// Which of them are connected here.
+    pub tunnels: Arc<Tunnels>,
+    /// Invitations and registrations.
+    pub join: Join,
+    /// Discovery and OpenAPI.
+    pub documents: Documents,
+    /// `/readyz`
+    pub readiness: Readiness,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// `/metrics`
+    pub registry: Arc<Registry>,
+    /// Flags.
+    pub settings: Arc<Settings>,
+    /// Tunnels and open streams, which outlive the connections that they came on.
+    pub streams: TaskTracker,
+    /// The end.
+    pub phases: Phases,
+    /// When this process began.
+    pub started: Timestamp,
+}
+
+/// Answers any request, and never fails: what cannot be done is answered with why.
+pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
+    let method = request.method().clone();
+    let mut kind = "unknown";
+    let mut response = match decide(hub, peer, request, &mut kind).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            hub.metrics.refused(refusal.label());
+            tracing::debug!(peer = %peer.address, kind, reason = refusal.label(), "refused: {refusal}");
+            respond(&refusal.to_status())
+        }
+    };
+    if method == Method::HEAD {
+        without_body(&mut response);
+    }
+    let verb = crate::request_info::verb(&method).unwrap_or("other");
+    hub.metrics.answered(kind, verb, response.status());
+    tracing::debug!(peer = %peer.address, kind, verb, code = response.status().as_u16(), "answered");
+    response
+}
+
+/// What is asked, by whom, may they, where does it go.
+async fn decide(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    request: Request<Incoming>,
+    kind: &mut &'static str,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let info = RequestInfo::parse(request.method(), uri, headers, request.version())?;
+    *kind = info.kind();
+    authn::refuse_forged_headers(headers)?;
+    if info == RequestInfo::Health {
+        return health(hub, &request);
+    }
+    let who = authn::identify(&hub.front_proxy, peer, headers, now())?;
+    match info {
+        // For whoever the parent has authenticated, without a question to its authorizer: they are constants,
+        // and must be there when the authorizer is not.
+        RequestInfo::Document(document) => hub.documents.answer(document, headers, uri.query()),
+        RequestInfo::Health | RequestInfo::HealthDetail => {
+            may_read(hub, &who, uri.path()).await?;
+            health(hub, &request)
+        }
+        RequestInfo::Metrics => {
+            may_read(hub, &who, uri.path()).await?;
+            Ok(admin::encode_metrics(&hub.registry).map(full))
+        }
+        RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, request)).await,
+        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, proxied, request).await,
+        RequestInfo::Invite => {
+            let body = Box::pin(may_create(hub, &who, "clusterinvitations", request)).await?;
+            Box::pin(hub.join.invite(&who, &body)).await.map(|object| created(&object))
+        }
+        RequestInfo::Register => {
+            let body = Box::pin(may_create(hub, &who, "clusterregistrations", request)).await?;
+            Box::pin(hub.join.register(&who, &body)).await.map(|object| created(&object))
+        }
+    }
+}
+
+/// A request to a child: allowed by the parent, as somebody the child knows.
+async fn proxy(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    who: &Arc<Identity>,
+    proxied: Proxied,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let action =
+        Action::Socket { verb: proxied.verb, subresource: "proxy", cluster: proxied.cluster.clone() };
+    // Asked together: the roles cost no time of their own.
+    let (allowed, roles) =
+        tokio::join!(hub.authz.allowed(who, action), hub.authz.roles(who, &proxied.cluster));
+    if !allowed? {
+        return Err(Refusal::ClusterForbidden(proxied.cluster, proxied.verb));
+    }
+    let child = mapping::to_child(who, &roles?, hub.settings.map_service_accounts)?;
+    forward::send(hub, peer, Authorized { proxied, child }, request).await
+}
+
+async fn may_read(hub: &Hub, who: &Arc<Identity>, path: &str) -> Result<(), Refusal> {
+    if hub.authz.allowed(who, Action::Path { verb: "get", path: path.to_owned() }).await? {
+        return Ok(());
+    }
+    Err(Refusal::Forbidden(format!("user {:?} may not get {path}", who.user())))
+}
+
+/// Asks whether the caller may create such an object, and reads it.
+async fn may_create(
+    hub: &Hub,
+    who: &Arc<Identity>,
+    resource: &'static str,
+    request: Request<Incoming>,
+) -> Result<Vec<u8>, Refusal> {
+    if !hub.authz.allowed(who, Action::Create(resource)).await? {
+        return Err(Refusal::Forbidden(format!(
+            "{resource}.access.towline.io is forbidden: user {:?} may not create it",
+            who.user()
+        )));
+    }
+    check_create(request.headers(), request.uri().query())?;
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Refusal::BodyTooLarge(MAX_BODY))
+        }
+        Ok(Err(_)) => Err(Refusal::BadRequest("the request body broke off".to_owned())),
+        Err(_) => Err(Refusal::BadRequest(format!(
+            "the request body did not arrive within {} s",
+            BODY_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// JSON only, and for real: a dry run of something whose answer is a secret would be a real run.
+fn check_create(headers: &HeaderMap, query: Option<&str>) -> Result<(), Refusal> {
+    let media = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media = media.split(';').next().unwrap_or_default().trim();
+    if !media.eq_ignore_ascii_case("application/json") {
+        let message = "the body of the request was in an unknown format - accepted media types include: application/json";
+        return Err(
+            Status::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Reason::UnsupportedMediaType, message).into()
+        );
+    }
+    let pairs = query.unwrap_or_default().split('&');
+    if pairs.into_iter().any(|pair| pair.strip_prefix("dryRun=").is_some_and(|value| !value.is_empty())) {
+        return Err(Refusal::BadRequest("a dry run is not possible here".to_owned()));
+    }
+    Ok(())
+}
+
+fn health(hub: &Hub, request: &Request<Incoming>) -> Result<Response<ResponseBody>, Refusal> {
+    match admin::answer(&hub.readiness, request.uri().path(), request.uri().query()) {
+        Some(response) => Ok(response.map(full)),
+        None => Err(Refusal::NotFound("there is no such health check".to_owned())),
+    }
+}
+
+/// The runtime's answers are in one piece.
+fn full(body: http_body_util::Full<bytes::Bytes>) -> ResponseBody {
+    use futures::FutureExt as _;
+    let bytes = body.collect().now_or_never().and_then(Result::ok);
+    ResponseBody::own(bytes.map(|whole| whole.to_bytes()).unwrap_or_default())
+}
+
+fn created(object: &serde_json::Value) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::own(object.to_string()));
+    *response.status_mut() = StatusCode::CREATED;
+    json(response.headers_mut());
+    response
+}
+
+fn json(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(api::status::CONTENT_TYPE));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+/// A refusal as an answer.
+pub(crate) fn respond(status: &Status) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::own(status.to_json()));
+    *response.status_mut() = status.code;
+    let headers = response.headers_mut();
+    json(headers);
+    if let Some(seconds) = status.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if status.code == StatusCode::METHOD_NOT_ALLOWED {
+        // RFC 9110 section 15.5.6 wants the header; what it lists is up to us.
+        headers.insert(ALLOW, HeaderValue::from_static("GET"));
+    }
+    response
+}
+
+/// The answer to HEAD: the same head, and nothing after it.
+fn without_body(response: &mut Response<ResponseBody>) {
+    if let ResponseBody::Own(Some(_)) = response.body() {
+        let length = response.body().size_hint().exact().unwrap_or_default();
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        *response.body_mut() = ResponseBody::empty();
+    }
+}
+
+fn now() -> UnixTime {
+    // A clock before 1970 makes every certificate invalid, as it should.
+    UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// A random id in the form of a UUID, for tunnels and audit logs. Not a secret.
+pub(crate) fn random_id() -> String {
+    let hex = format!("{:032x}", rand::random::<u128>());
+    format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod in_process;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invitation_is_json_and_never_a_dry_run() {
+        let check = |media: &str, query: Option<&str>| {
+            let headers: HeaderMap = [(CONTENT_TYPE, media.parse().unwrap())].into_iter().collect();
+            check_create(&headers, query).map_err(|refusal| refusal.to_status().code.as_u16())
+        };
+        assert_eq!(
+            check(
+                "application/json; charset=utf-8",
+                Some("fieldManager=kubectl-create&fieldValidation=Strict")
+            ),
+            Ok(())
+        );
+        assert_eq!(check("application/json", Some("dryRun=")), Ok(()));
+        assert_eq!(check("application/json", Some("fieldManager=a&dryRun=All")), Err(400));
+        assert_eq!(check("application/yaml", None), Err(415));
+        assert_eq!(check("application/vnd.kubernetes.protobuf", None), Err(415));
+    }
+
+    #[test]
+    fn ids_look_like_uuids_and_differ() {
+        let (one, two) = (random_id(), random_id());
+        assert_eq!(one.len(), 36);
+        assert_ne!(one, two);
+    }
+}

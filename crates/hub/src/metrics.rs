@@ -1,0 +1,158 @@
+//! Every metric of the hub, registered once. Labels are bounded: none carries a cluster, a user or a path.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Labels of an answered request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Answered {
+    /// What was asked: proxy, attach, discovery, …
+    pub kind: &'static str,
+    /// get, create, update, patch, delete.
+    pub verb: &'static str,
+    /// 1xx to 5xx.
+    pub code_class: &'static str,
+}
+
+/// Label of a refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refused {
+    /// [`crate::refusal::Refusal::label`].
+    pub reason: &'static str,
+}
+
+/// Label of a question to the parent's authorizer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Asked {
+    /// hit, allowed, denied, error.
+    pub result: &'static str,
+}
+
+/// The metrics; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// `towline_hub_requests_total`
+    pub requests: Family<Answered, Counter>,
+    /// `towline_hub_refusals_total`
+    pub refusals: Family<Refused, Counter>,
+    /// `towline_hub_access_reviews_total`
+    pub reviews: Family<Asked, Counter>,
+    /// `towline_hub_tunnels`
+    pub tunnels: Gauge,
+    /// `towline_hub_tunnels_opened_total`
+    pub tunnels_opened: Counter,
+    /// `towline_hub_requests_in_flight`
+    pub in_flight: Gauge,
+    /// `towline_hub_upgrades_open`
+    pub upgrades: Gauge,
+    /// `towline_hub_agent_errors_total`
+    pub agent_errors: Counter,
+    /// `towline_hub_connections`
+    pub connections: Gauge,
+}
+
+impl Metrics {
+    /// The metrics and the registry that shows them.
+    pub fn new() -> (Self, Arc<Registry>) {
+        let metrics = Self::default();
+        let mut registry = Registry::with_prefix("towline_hub");
+        registry.register("requests", "Requests answered", metrics.requests.clone());
+        registry.register(
+            "refusals",
+            "Requests that the hub answered with an error of its own",
+            metrics.refusals.clone(),
+        );
+        registry.register("access_reviews", "Questions to the parent's authorizer", metrics.reviews.clone());
+        registry.register("tunnels", "Tunnels that are open", metrics.tunnels.clone());
+        registry.register("tunnels_opened", "Tunnels that were opened", metrics.tunnels_opened.clone());
+        registry.register("requests_in_flight", "Requests to children in flight", metrics.in_flight.clone());
+        registry.register(
+            "upgrades_open",
+            "Open exec, attach and port-forward streams",
+            metrics.upgrades.clone(),
+        );
+        registry.register(
+            "agent_errors",
+            "Answers that agents made themselves",
+            metrics.agent_errors.clone(),
+        );
+        registry.register("connections", "Connections that are open", metrics.connections.clone());
+        (metrics, Arc::new(registry))
+    }
+
+    /// Counts one answer.
+    pub fn answered(&self, kind: &'static str, verb: &'static str, code: http::StatusCode) {
+        let code_class = match code.as_u16() {
+            100..=199 => "1xx",
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            _ => "5xx",
+        };
+        self.requests.get_or_create(&Answered { kind, verb, code_class }).inc();
+    }
+
+    /// Counts one refusal.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// Counts one question to the authorizer.
+    pub fn reviewed(&self, result: &'static str) {
+        self.reviews.get_or_create(&Asked { result }).inc();
+    }
+}
+
+/// Counts in a gauge while it lives: a request in flight, a tunnel, an open stream.
+#[derive(Debug)]
+pub struct InFlight(Gauge);
+
+impl InFlight {
+    /// Counts up now and down on drop.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+
+    /// How many are counted at the moment.
+    pub fn count(&self) -> i64 {
+        self.0.get()
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_what_dashboards_read() {
+        let (metrics, registry) = Metrics::new();
+        metrics.answered("proxy", "get", http::StatusCode::OK);
+        metrics.refused("offline");
+        metrics.reviewed("hit");
+        let one = InFlight::new(&metrics.in_flight);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"towline_hub_requests_total{kind="proxy",verb="get",code_class="2xx"} 1"#,
+            r#"towline_hub_refusals_total{reason="offline"} 1"#,
+            r#"towline_hub_access_reviews_total{result="hit"} 1"#,
+            "towline_hub_requests_in_flight 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        drop(one);
+        assert_eq!(metrics.in_flight.get(), 0);
+    }
+}

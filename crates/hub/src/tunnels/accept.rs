@@ -1,0 +1,203 @@
+//! An agent opens its tunnel. Three things have to agree: the parent's RBAC (`create sockets/attach`, which
+//! no read-only role holds), the account that the catalog records for this very cluster, and the cluster
+//! that the agent says it serves. The parent authenticates only this one request, so all of it is asked
+//! again for as long as the tunnel lives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::identity::Identity;
+use api::names::{AGENT_ACCOUNT, ClusterId};
+use api::status::{Reason, Status};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use runtime::stop::Stop;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tracing::Instrument as _;
+use tunnel_proto::hub_side::{self, TunnelDriver, UpgradeRefusal};
+use tunnel_proto::{Hello, HelloRefusal, RefusalReason, TunnelError, Welcome, limits};
+
+use crate::authz::Action;
+use crate::body::ResponseBody;
+use crate::handle::{self, Hub};
+use crate::refusal::Refusal;
+use crate::tunnels::{Conflict, Live};
+
+/// How often the rights of an open tunnel are asked about again. Removal and denial of the cluster cut it at
+/// once; this is for rights that were taken away by hand.
+const RECHECK: Duration = Duration::from_secs(60);
+/// An agent that holds a cluster's place has so long to prove that it lives, when another wants the place.
+const PROOF_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// Answers `GET sockets/<id>/attach`: 101, and the tunnel runs on a task of its own.
+///
+/// # Errors
+/// The caller is not the agent of this cluster, or the hub is stopping.
+pub async fn attach(
+    hub: &Arc<Hub>,
+    who: &Arc<Identity>,
+    id: ClusterId,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    if hub.phases.stopping.is_cancelled() {
+        return Err(Refusal::Stopping);
+    }
+    admit(hub, who, &id).await?;
+    let (parts, body) = request.into_parts();
+    let opened = match hub_side::upgrade_response(&parts) {
+        Ok(opened) => opened,
+        Err(refusal) => return Ok(not_an_upgrade(refusal)),
+    };
+    let upgrade = hyper::upgrade::on(Request::from_parts(parts, body));
+    let span = tracing::info_span!("tunnel", cluster = %id);
+    let run = run(Arc::clone(hub), id, Arc::clone(who), upgrade).instrument(span);
+    hub.streams.spawn(run);
+    Ok(opened.map(|()| ResponseBody::empty()))
+}
+
+/// Whether this caller may hold this cluster's tunnel.
+async fn admit(hub: &Hub, who: &Arc<Identity>, id: &ClusterId) -> Result<(), Refusal> {
+    let forbidden = || Refusal::ClusterForbidden(id.clone(), "attach");
+    let action = Action::Socket { verb: "create", subresource: "attach", cluster: id.clone() };
+    if !hub.authz.allowed(who, action).await? {
+        return Err(forbidden());
+    }
+    let cluster = hub.catalog.get(id).ok_or_else(forbidden)?;
+    if who.user() != format!("system:serviceaccount:{}:{AGENT_ACCOUNT}", cluster.namespace) {
+        return Err(forbidden());
+    }
+    if cluster.denied {
+        return Err(Refusal::Forbidden(format!("cluster {} has been shut out in the parent", cluster.name)));
+    }
+    Ok(())
+}
+
+fn not_an_upgrade(refusal: UpgradeRefusal) -> Response<ResponseBody> {
+    let status = Status::new(refusal.status(), Reason::BadRequest, refusal.to_string());
+    let mut response = handle::respond(&status);
+    if let Some((name, value)) = refusal.header() {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+/// The life of a tunnel.
+async fn run(hub: Arc<Hub>, id: ClusterId, who: Arc<Identity>, upgrade: OnUpgrade) {
+    let io = match timeout(limits::HELLO_TIMEOUT, upgrade).await {
+        Ok(Ok(io)) => TokioIo::new(io),
+        Ok(Err(error)) => return tracing::debug!(%error, "the agent was gone before the upgrade"),
+        Err(_) => return tracing::debug!("the upgrade did not happen in time"),
+    };
+    let tunnel_id = handle::random_id();
+    let mut conflict = None;
+    let accepted = hub_side::accept(io, |hello| welcome(&hub, &id, &tunnel_id, hello, &mut conflict)).await;
+    if conflict.is_some() {
+        prove_life(&hub, &id).await;
+    }
+    let (hello, tunnel, driver) = match accepted {
+        Ok(accepted) => accepted,
+        Err(error) => return tracing::warn!(error = %chain(&error), "a tunnel was not opened"),
+    };
+    let live = Arc::new(Live {
+        cluster: id.clone(),
+        hello,
+        tunnel_id,
+        since: Timestamp::now(),
+        tunnel,
+        cut: Stop::new(),
+    });
+    let entered = match hub.tunnels.insert(Arc::clone(&live)) {
+        Ok(entered) => entered,
+        Err(conflict) => return tracing::warn!(?conflict, "a tunnel was not opened"),
+    };
+    tracing::info!(
+        tunnel = live.tunnel_id,
+        instance = live.hello.instance,
+        agent_version = live.hello.agent_version,
+        "a tunnel is open"
+    );
+    let why = carry(&hub, &who, &live, driver).await;
+    drop(entered);
+    tracing::info!(tunnel = live.tunnel_id, why, "a tunnel has ended");
+}
+
+/// The answer to a hello. The id in it is compared, never believed.
+fn welcome(
+    hub: &Hub,
+    id: &ClusterId,
+    tunnel_id: &str,
+    hello: &Hello,
+    conflict: &mut Option<Conflict>,
+) -> Result<Welcome, HelloRefusal> {
+    if hello.cluster_id != id.as_str() {
+        return Err(HelloRefusal::new(
+            RefusalReason::WrongCluster,
+            &format!("the agent serves cluster {} but its credential belongs to {id}", hello.cluster_id),
+        ));
+    }
+    if let Err(found) = hub.tunnels.admit(id, &hello.instance) {
+        let message = format!(
+            "agent {} already serves this cluster; if this is a copy of it, register it with an invitation of its own",
+            found.serving
+        );
+        *conflict = Some(found);
+        return Err(HelloRefusal::new(RefusalReason::Conflict, &message));
+    }
+    Welcome::answering(hello, tunnel_id, hub.settings.hub_id.as_str(), env!("CARGO_PKG_VERSION"))
+}
+
+/// Another agent wants the place. The one that has it may be dead without a word (its node lost power);
+/// keep-alive would tell in half a minute, a question tells at once, and the other one will dial again.
+async fn prove_life(hub: &Hub, id: &ClusterId) {
+    let Some(live) = hub.tunnels.get(id) else { return };
+    let asked = hub.tunnels.agent_get(&live, tunnel_proto::names::PATH_STATUS);
+    if timeout(PROOF_OF_LIFE, asked).await.is_err() {
+        tracing::warn!(
+            tunnel = live.tunnel_id,
+            "the agent that held the tunnel is silent; its place is free"
+        );
+        live.cut.cancel();
+    }
+}
+
+/// Keeps the tunnel going until it ends, and tells why it did.
+async fn carry(hub: &Hub, who: &Arc<Identity>, live: &Arc<Live>, mut driver: TunnelDriver) -> String {
+    let mut recheck = interval_at(Instant::now() + RECHECK, RECHECK);
+    recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = live.cut.cancelled() => return "it was cut by this hub".to_owned(),
+            () = hub.phases.cut.cancelled() => return "this hub has stopped".to_owned(),
+            ended = &mut driver => return match ended {
+                Ok(()) => "it was closed in order".to_owned(),
+                Err(error) => chain(&error),
+            },
+            () = hub.phases.draining.cancelled(), if !draining => {
+                draining = true;
+                live.tunnel.close();
+            }
+            _ = recheck.tick() => {
+                // An authorizer that does not answer takes no tunnel away.
+                if let Err(refusal @ (Refusal::ClusterForbidden(..) | Refusal::Forbidden(_))) = admit(hub, who, &live.cluster).await {
+                    return format!("its agent may no longer hold it: {refusal}");
+                }
+            }
+        }
+    }
+}
+
+/// An error with what caused it.
+fn chain(error: &TunnelError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
