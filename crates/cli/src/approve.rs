@@ -1,0 +1,227 @@
+//! `approve` and `deny`: a person's decision on a cluster. A decision is bound to what the person saw: the
+//! patch carries the version of the object, so a request that changed meanwhile is a conflict, not a yes.
+
+use api::cluster::ManagedCluster;
+use api::names::ClusterId;
+use api::registration::{ClusterRegistrationRequest, RegistrationResult};
+use kube::ResourceExt as _;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::args::{Approve, Deny};
+use crate::failure::{Exit, Failure};
+use crate::output::{ask, data, say, shown};
+use crate::session::Session;
+use crate::{find, wait};
+
+/// Who writes, in the objects' managed fields.
+const FIELD_MANAGER: &str = "kubectl-towline";
+
+/// Runs `approve`.
+pub(crate) async fn approve(session: &Session, args: &Approve) -> Result<(), Failure> {
+    let request = find::request(session, &args.cluster).await?;
+    let Some(request) = request else {
+        let cluster = find::registered(session, &args.cluster).await?;
+        return readmit(session, args, &cluster).await;
+    };
+    if find::decision(&request) == Some(RegistrationResult::Approved) {
+        return match find::cluster(session, &args.cluster).await? {
+            Some(cluster) => readmit(session, args, &cluster).await,
+            None => {
+                say(&format!("Cluster {} is approved already.", shown(&request.spec.cluster_name)));
+                ready(session, args, &request.spec.cluster_id, &request.spec.cluster_name).await
+            }
+        };
+    }
+    say(&card(&request));
+    compare(args.fingerprint.as_deref(), &request)?;
+    confirm(args)?;
+    decide(session, &request, &approval(&request)).await?;
+    // A cluster that was shut out and asks anew needs both decisions taken back. Whoever may approve need not
+    // be allowed to see clusters; then there is nothing to take back for them.
+    match find::cluster(session, &args.cluster).await {
+        Ok(Some(cluster)) if cluster.spec.denied => shut(session, &cluster, false).await?,
+        Ok(Some(_) | None) => {}
+        Err(failure) if failure.exit() == Exit::Denied => {}
+        Err(failure) => return Err(failure),
+    }
+    data(&format!("Approved: cluster {}.\n", shown(&request.spec.cluster_name)))?;
+    ready(session, args, &request.spec.cluster_id, &request.spec.cluster_name).await
+}
+
+/// Runs `deny`.
+pub(crate) async fn deny(session: &Session, args: &Deny) -> Result<(), Failure> {
+    let request = find::request(session, &args.cluster).await?;
+    if let Some(request) = request.filter(find::is_open) {
+        say(&card(&request));
+        decide(session, &request, &denial(&request, &args.reason)).await?;
+        data(&format!("Denied: cluster {}.\n", shown(&request.spec.cluster_name)))?;
+        say("Its agent asks again every few minutes and is told the same.");
+        return Ok(());
+    }
+    let cluster = find::registered(session, &args.cluster).await?;
+    let name = shown(&cluster.name_any());
+    if cluster.spec.denied {
+        say(&format!("Cluster {name} is shut out already."));
+        return Ok(());
+    }
+    shut(session, &cluster, true).await?;
+    let command = session.command();
+    data(&format!("Shut out: cluster {name}.\n"))?;
+    say(&format!(
+        "Its tunnel closes within 5 seconds and none is accepted.\n\
+         next:  {command} approve {name} (to let it in again) or {command} unregister {name}"
+    ));
+    Ok(())
+}
+
+async fn readmit(session: &Session, args: &Approve, cluster: &ManagedCluster) -> Result<(), Failure> {
+    let name = cluster.name_any();
+    same_key(args.fingerprint.as_deref(), &cluster.spec.key_fingerprint)?;
+    if cluster.spec.denied {
+        shut(session, cluster, false).await?;
+        data(&format!("Approved: cluster {} may connect again.\n", shown(&name)))?;
+    } else {
+        say(&format!("Cluster {} is registered already.", shown(&name)));
+    }
+    ready(session, args, &cluster.spec.cluster_id, &name).await
+}
+
+async fn ready(session: &Session, args: &Approve, id: &str, name: &str) -> Result<(), Failure> {
+    let (command, name) = (session.command(), shown(name));
+    if !args.wait {
+        say(&format!("next:  {command} status {name}"));
+        return Ok(());
+    }
+    let id: ClusterId = id
+        .parse()
+        .map_err(|error| Failure::new(Exit::Error, format!("cluster {name} has a broken id: {error}")))?;
+    wait::until_ready(session, &id, &name, args.timeout).await?;
+    say(&format!("next:  {command} kubeconfig {name} --out {name}.kubeconfig"));
+    Ok(())
+}
+
+async fn decide(
+    session: &Session,
+    request: &ClusterRegistrationRequest,
+    patch: &Value,
+) -> Result<(), Failure> {
+    let api: Api<ClusterRegistrationRequest> = Api::all(session.client.clone());
+    let name = request.name_any();
+    let doing = format!("decide on registration request {name}");
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    session.ask(&doing, api.patch_status(&name, &params, &Patch::Merge(patch))).await?;
+    Ok(())
+}
+
+async fn shut(session: &Session, cluster: &ManagedCluster, denied: bool) -> Result<(), Failure> {
+    let name = cluster.name_any();
+    let api: Api<ManagedCluster> =
+        Api::namespaced(session.client.clone(), &cluster.namespace().unwrap_or_default());
+    let patch = json!({
+        "metadata": { "uid": cluster.uid() },
+        "spec": { "denied": denied },
+    });
+    let doing = format!("{} cluster {name}", if denied { "shut out" } else { "readmit" });
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    session.ask(&doing, api.patch(&name, &params, &Patch::Merge(&patch))).await?;
+    Ok(())
+}
+
+fn approval(request: &ClusterRegistrationRequest) -> Value {
+    decision(request, "Approved", "")
+}
+
+fn denial(request: &ClusterRegistrationRequest, reason: &str) -> Value {
+    decision(request, "Denied", reason)
+}
+
+fn decision(request: &ClusterRegistrationRequest, result: &str, message: &str) -> Value {
+    // A merge patch: null takes an older message away.
+    let message = Some(message).filter(|message| !message.is_empty());
+    json!({
+        "metadata": { "resourceVersion": request.resource_version() },
+        "status": { "result": result, "errorMessage": message },
+    })
+}
+
+/// What the person decides on.
+fn card(request: &ClusterRegistrationRequest) -> String {
+    let mut text = format!(
+        "cluster      {}\nid           {}\nfingerprint  {}",
+        shown(&request.spec.cluster_name),
+        shown(&request.spec.cluster_id),
+        shown(&request.spec.key_fingerprint)
+    );
+    if let Some(result) = find::decision(request).filter(|result| *result != RegistrationResult::Pending) {
+        let why = request.status.as_ref().map_or("", |status| &status.error_message);
+        text.push_str(&format!("\nso far       {result:?}: {}", shown(why)));
+    }
+    text
+}
+
+fn compare(wanted: Option<&str>, request: &ClusterRegistrationRequest) -> Result<(), Failure> {
+    same_key(wanted, &request.spec.key_fingerprint)
+}
+
+fn same_key(wanted: Option<&str>, actual: &str) -> Result<(), Failure> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    if wanted == actual && !actual.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Denied,
+        format!("not approved: the agent's key is {}, not {wanted}; another agent may hold the invitation", shown(actual)),
+    )
+    .next("compare with the cluster: kubectl -n clusternet-system logs deployment/clusternet-agent | grep SHA256"))
+}
+
+fn confirm(args: &Approve) -> Result<(), Failure> {
+    if args.yes || args.fingerprint.is_some() {
+        return Ok(());
+    }
+    // Without a terminal nobody can be asked, and the command line was the decision.
+    let Some(reply) = ask("The agent logs the same fingerprint. Approve? [y/N] ") else { return Ok(()) };
+    if matches!(reply.to_ascii_lowercase().as_str(), "y" | "yes") {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Error, "not approved: you said no"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::find::tests::asking;
+
+    #[test]
+    fn a_decision_is_bound_to_what_was_seen() {
+        let mut request = asking("id-1", "edge-1", None);
+        request.metadata.resource_version = Some("41".to_owned());
+        assert_eq!(
+            approval(&request),
+            json!({ "metadata": { "resourceVersion": "41" }, "status": { "result": "Approved", "errorMessage": null } })
+        );
+        assert_eq!(
+            denial(&request, "not ours")["status"],
+            json!({ "result": "Denied", "errorMessage": "not ours" })
+        );
+    }
+
+    #[test]
+    fn another_key_is_never_approved() {
+        let request = asking("id-1", "edge-1", None);
+        assert!(compare(None, &request).is_ok());
+        assert!(compare(Some("SHA256:id-1"), &request).is_ok());
+        for wrong in ["SHA256:id-2", "SHA256:ID-1", "id-1", "", "SHA256:id-1 "] {
+            let failure = compare(Some(wrong), &request).unwrap_err();
+            assert_eq!(failure.exit(), Exit::Denied, "{wrong:?}");
+        }
+        assert!(same_key(Some(""), "").is_err());
+    }
+
+    #[test]
+    fn the_card_shows_an_earlier_decision() {
+        assert!(!card(&asking("i", "n", None)).contains("so far"));
+        assert!(card(&asking("i", "n", Some(RegistrationResult::Denied))).contains("so far       Denied"));
+    }
+}

@@ -1,0 +1,385 @@
+//! The whole surface of the command line: commands, flags, and the values that are parsed once, here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use api::names::{ClusterId, ClusterName, RESERVED_LABEL_DOMAINS};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration;
+
+/// Manage the clusters behind a Towline hub.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-towline",
+    bin_name = "kubectl towline",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 denied, 5 unreachable, 124 timeout."
+)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes; the names are kubectl's.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Connection")]
+pub struct Global {
+    /// Kubeconfig of the parent cluster [default: $KUBECONFIG, then ~/.kube/config]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// User to impersonate
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub impersonate: Option<String>,
+    /// Group to impersonate; may be repeated
+    #[arg(long = "as-group", global = true, value_name = "GROUP")]
+    pub impersonate_groups: Vec<String>,
+    /// How long to wait for one answer of the parent
+    #[arg(long, global = true, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
+    pub request_timeout: Duration,
+    /// Say on stderr what is asked and how long it takes
+    #[arg(short, global = true, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "1", default_value = "0", hide_default_value = true)]
+    pub verbose: u8,
+    /// Accepted because kubectl has it; nothing here is namespaced for the caller
+    #[arg(short, long, global = true, hide = true)]
+    pub namespace: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make an invitation: the agent.yaml with which one cluster can join
+    Register(Register),
+    /// List clusters
+    #[command(visible_alias = "list")]
+    Clusters(Clusters),
+    /// Show one cluster, its conditions and what to do about them
+    Status(Named),
+    /// Let a cluster in that has asked to join, or that was shut out
+    Approve(Approve),
+    /// Turn away a cluster that has asked to join, or shut out one that is registered
+    Deny(Deny),
+    /// Remove a cluster from the hub; works also when the cluster is gone
+    Unregister(Unregister),
+    /// Write a kubeconfig for one cluster, made from your own
+    Kubeconfig(Kubeconfig),
+    /// Print the version
+    Version,
+}
+
+/// `register`
+#[derive(Debug, Args)]
+pub struct Register {
+    /// Name of the cluster to be: a-z, 0-9 and '-', at most 60
+    pub name: ClusterName,
+    /// How long the invitation may be used, such as 30m, 24h, 7d
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse)]
+    pub ttl: Duration,
+    /// Let the cluster in at first contact, without `approve`
+    #[arg(long)]
+    pub auto_approve: bool,
+    /// Which address of the hub the agent is to dial
+    #[arg(long, value_enum, default_value_t = Network::Public)]
+    pub network: Network,
+    /// Label for the cluster; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Group of the parent that shall have a meaning in the cluster; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// Another image for the agent than the hub's default
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// yaml: the manifest; command: one command to paste into a shell that reaches the cluster
+    #[arg(short, long, value_enum, default_value_t = RegisterOutput::Yaml)]
+    pub output: RegisterOutput,
+    /// Write to FILE (mode 0600, must not exist) instead of stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace FILE if it exists
+    #[arg(long, requires = "out")]
+    pub force: bool,
+}
+
+/// Which of the hub's configured addresses stands in the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// Reachable from anywhere
+    Public,
+    /// Reachable inside the company's networks
+    Intranet,
+}
+
+/// Form of the invitation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RegisterOutput {
+    /// The manifest
+    Yaml,
+    /// One shell command that holds the manifest
+    Command,
+}
+
+/// `clusters`
+#[derive(Debug, Args)]
+pub struct Clusters {
+    /// Form of the list
+    #[arg(short, long, value_enum, default_value_t = ListOutput::Table)]
+    pub output: ListOutput,
+    /// Label selector, as for kubectl
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Option<String>,
+    /// Leave the column heads out
+    #[arg(long)]
+    pub no_headers: bool,
+    /// After the list, print each cluster that changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Form of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListOutput {
+    /// For people
+    Table,
+    /// The same with id, agent and reason
+    Wide,
+    /// Whole objects as a JSON list
+    Json,
+    /// Whole objects as a YAML list
+    Yaml,
+    /// Bare names, one a line, for other `towline` commands
+    Name,
+}
+
+/// A command about one cluster.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+}
+
+/// `approve`
+#[derive(Debug, Args)]
+pub struct Approve {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+    /// Approve only if the agent's key has this fingerprint (SHA256:…); the agent logs it
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub fingerprint: Option<String>,
+    /// Wait until the cluster is ready
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
+    pub timeout: Duration,
+    /// Do not ask on a terminal
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `deny`
+#[derive(Debug, Args)]
+pub struct Deny {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+    /// Why; the agent shows it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+}
+
+/// `unregister`
+#[derive(Debug, Args)]
+pub struct Unregister {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `kubeconfig`
+#[derive(Debug, Args)]
+pub struct Kubeconfig {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+    /// The cluster's id, for callers who may use the cluster but not look it up
+    #[arg(long, value_name = "ID")]
+    pub cluster_id: Option<ClusterId>,
+    /// Write to FILE (mode 0600, must not exist) instead of stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace FILE if it exists
+    #[arg(long, requires = "out")]
+    pub force: bool,
+}
+
+impl Global {
+    /// How the next command has to begin to reach the same parent as this one.
+    pub fn command(&self) -> String {
+        let mut words = vec!["kubectl towline".to_owned()];
+        if let Some(file) = &self.kubeconfig {
+            words.push(format!("--kubeconfig {}", shell_word(&file.display().to_string())));
+        }
+        if let Some(context) = &self.context {
+            words.push(format!("--context {}", shell_word(context)));
+        }
+        if let Some(user) = &self.impersonate {
+            words.push(format!("--as {}", shell_word(user)));
+        }
+        words.extend(self.impersonate_groups.iter().map(|group| format!("--as-group {}", shell_word(group))));
+        words.join(" ")
+    }
+}
+
+/// The text as one word of a POSIX shell.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// One `KEY=VALUE`, in the syntax of Kubernetes labels (apimachinery `util/validation`), outside the domains
+/// that are the hub's. The hub checks again; here the mistake is found before anything is made.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("has to be KEY=VALUE")?;
+    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    if !is_label_part(name, false) {
+        return Err(format!("{name:?} is no label name: at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'"));
+    }
+    if !is_label_part(value, true) {
+        return Err(format!("{value:?} is no label value: at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'"));
+    }
+    let Some(domain) = domain else { return Ok((key.to_owned(), value.to_owned())) };
+    let dns = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    if domain.len() > 253 || !domain.split('.').all(dns) {
+        return Err(format!("{domain:?} is no DNS name"));
+    }
+    let reserved =
+        |own: &&&str| domain.strip_suffix(**own).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    match RESERVED_LABEL_DOMAINS.iter().find(reserved) {
+        Some(own) => Err(format!("labels of {own} are set by the hub alone; choose another prefix")),
+        None => Ok((key.to_owned(), value.to_owned())),
+    }
+}
+
+fn is_label_part(text: &str, may_be_empty: bool) -> bool {
+    let (Some(first), Some(last)) = (text.bytes().next(), text.bytes().last()) else { return may_be_empty };
+    text.len() <= 63
+        && first.is_ascii_alphanumeric()
+        && last.is_ascii_alphanumeric()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("kubectl-towline").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_surface_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for line in [
+            "--context p --as alice --as-group dev clusters",
+            "clusters --context p --as alice --as-group dev",
+        ] {
+            let global = parse(line).unwrap().global;
+            assert_eq!(global.context.as_deref(), Some("p"), "{line}");
+            assert_eq!(global.impersonate.as_deref(), Some("alice"), "{line}");
+            assert_eq!(global.impersonate_groups, ["dev"], "{line}");
+        }
+    }
+
+    #[test]
+    fn verbosity_is_written_as_in_kubectl() {
+        for (line, level) in [("clusters", 0), ("clusters -v", 1), ("-v=6 clusters", 6), ("-v clusters", 1)] {
+            assert_eq!(parse(line).unwrap().global.verbose, level, "{line}");
+        }
+    }
+
+    #[test]
+    fn register_has_safe_defaults() {
+        let Command::Register(args) = parse("register edge-1").unwrap().command else { panic!("register") };
+        assert_eq!(args.ttl, Duration::from_hours(24));
+        assert_eq!((args.auto_approve, args.network, args.force), (false, Network::Public, false));
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "",
+            "nonsense",
+            "register",
+            "register Edge_1",
+            "register a --ttl x",
+            "register a --network home",
+            "register a --label x",
+            "register a --label clusternet.io/x=y",
+            "register a --force",
+            "approve",
+            "approve ../x",
+            "clusters -o xml",
+            "kubeconfig a --cluster-id */b",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.use_stderr() && error.exit_code() == 2, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn labels_have_kubernetes_syntax_and_are_not_ours() {
+        for good in ["env=prod", "a/b=", "example.com/site=gz-1", "x_y.z=1", "notclusternet.io/a=b"] {
+            assert!(label(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "env",
+            "=x",
+            "a=b c",
+            "-a=b",
+            "a=b-",
+            "/a=b",
+            "A.com/x=y",
+            "a//b=c",
+            "clusters.clusternet.io/cluster-id=x",
+            "towline.io/x=y",
+            "a=ä",
+        ] {
+            assert!(label(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_next_command_reaches_the_same_parent() {
+        let global = parse("--context my:ctx --as o'neil clusters").unwrap().global;
+        assert_eq!(global.command(), r"kubectl towline --context my:ctx --as 'o'\''neil'");
+        assert_eq!(Global::default().command(), "kubectl towline");
+    }
+}

@@ -1,0 +1,352 @@
+//! `clusters`: the list, and with `--watch` every change after it.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+
+use api::cluster::{CONDITION_READY, CONDITION_TUNNEL, ManagedCluster};
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt as _;
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, TypeMeta};
+use kube::runtime::{WatchStreamExt as _, watcher};
+
+use crate::args::{Clusters, ListOutput};
+use crate::duration::age;
+use crate::failure::{Exit, Failure};
+use crate::output::{data, line, say, shown, table, widths};
+use crate::session::Session;
+use crate::{find, yaml};
+
+/// Runs the command.
+pub(crate) async fn run(session: &Session, args: &Clusters) -> Result<(), Failure> {
+    if args.watch && matches!(args.output, ListOutput::Json | ListOutput::Yaml) {
+        return Err(Failure::new(Exit::Usage, "--watch goes with -o table, wide or name")
+            .next(format!("{} clusters --watch", session.command())));
+    }
+    // Whole objects as the parent has them: what this version does not know is printed all the same, and one
+    // odd object does not hide the others.
+    let api: Api<DynamicObject> =
+        Api::all_with(session.client.clone(), &ApiResource::erase::<ManagedCluster>(&()));
+    let mut params = ListParams::default();
+    params.label_selector.clone_from(&args.selector);
+    let mut objects = session.list("list clusters", &api, params).await?;
+    objects.sort_by_key(|object| (object.name_any(), object.namespace()));
+    match args.output {
+        ListOutput::Json | ListOutput::Yaml => data(&whole(objects, args.output)?),
+        ListOutput::Table | ListOutput::Wide | ListOutput::Name => {
+            print_rows(session, args, api, &objects).await
+        }
+    }
+}
+
+async fn print_rows(
+    session: &Session,
+    args: &Clusters,
+    api: Api<DynamicObject>,
+    objects: &[DynamicObject],
+) -> Result<(), Failure> {
+    let rows: Vec<Row> = objects.iter().map(Row::of).collect();
+    let now = Timestamp::now();
+    if !rows.is_empty() {
+        data(&rendered(&rows, args, now))?;
+    }
+    if args.watch {
+        return follow(args, api, rows).await;
+    }
+    if args.output == ListOutput::Name {
+        return Ok(());
+    }
+    if rows.is_empty() {
+        say(if args.selector.is_some() { "No cluster matches." } else { "No clusters yet." });
+    }
+    hints(session, rows.is_empty() && args.selector.is_none()).await;
+    Ok(())
+}
+
+/// Says what waits for the person. Whoever may not see requests is told nothing of them.
+async fn hints(session: &Session, none_yet: bool) {
+    let command = session.command();
+    let requests = find::requests(session).await.unwrap_or_default();
+    let open: Vec<String> = requests
+        .iter()
+        .filter(|request| find::is_open(request))
+        .map(|open| shown(&open.spec.cluster_name))
+        .collect();
+    if let Some(first) = open.first() {
+        say(&format!("Waiting for approval: {}.\nnext:  {command} approve {first}", open.join(", ")));
+        return;
+    }
+    if none_yet {
+        say(&format!("next:  {command} register NAME --out agent.yaml"));
+    }
+}
+
+fn whole(objects: Vec<DynamicObject>, output: ListOutput) -> Result<String, Failure> {
+    let items: Vec<DynamicObject> = objects
+        .into_iter()
+        .map(|mut object| {
+            object.types.get_or_insert_with(TypeMeta::resource::<ManagedCluster>);
+            object
+        })
+        .collect();
+    let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    if output == ListOutput::Yaml {
+        return Ok(yaml::document(&list));
+    }
+    serde_json::to_string_pretty(&list)
+        .map(|text| text + "\n")
+        .map_err(|error| Failure::new(Exit::Error, format!("could not write the list: {error}")))
+}
+
+/// Prints a line for each cluster whose line has changed, until the reader or the person ends it.
+async fn follow(args: &Clusters, api: Api<DynamicObject>, rows: Vec<Row>) -> Result<(), Failure> {
+    let mut all = vec![Row::head(true)];
+    all.extend(rows.iter().map(|row| row.cells(true, Timestamp::now())));
+    let widths = widths(&all);
+    let mut last: BTreeMap<String, Row> = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
+    let mut config = watcher::Config::default();
+    config.label_selector.clone_from(&args.selector);
+    let mut changes = pin!(watcher(api, config).default_backoff());
+    let mut lost = false;
+    while let Some(change) = changes.next().await {
+        let row = match change {
+            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => Row::of(&object),
+            Ok(watcher::Event::Delete(object)) => {
+                let row = Row { ready: "Gone".to_owned(), ..Row::of(&object) };
+                last.remove(&row.key);
+                data(&changed_line(&row, args, &widths))?;
+                continue;
+            }
+            Ok(watcher::Event::Init | watcher::Event::InitDone) => {
+                lost = false;
+                continue;
+            }
+            Err(error) => {
+                if !lost {
+                    say(&format!("The connection is lost ({}); trying again.", shown(&error.to_string())));
+                }
+                lost = true;
+                continue;
+            }
+        };
+        if last.get(&row.key).is_none_or(|before| before.differs(&row)) {
+            data(&changed_line(&row, args, &widths))?;
+        }
+        last.insert(row.key.clone(), row);
+    }
+    Ok(())
+}
+
+fn changed_line(row: &Row, args: &Clusters, widths: &[usize]) -> String {
+    if args.output == ListOutput::Name {
+        return format!("{}\n", row.name);
+    }
+    line(&row.cells(args.output == ListOutput::Wide, Timestamp::now()), widths)
+}
+
+fn rendered(rows: &[Row], args: &Clusters, now: Timestamp) -> String {
+    if args.output == ListOutput::Name {
+        return rows.iter().map(|row| format!("{}\n", row.name)).collect();
+    }
+    let wide = args.output == ListOutput::Wide;
+    let head = (!args.no_headers).then(|| Row::head(wide));
+    table(&head.into_iter().chain(rows.iter().map(|row| row.cells(wide, now))).collect::<Vec<_>>())
+}
+
+/// One line of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    key: String,
+    name: String,
+    ready: String,
+    tunnel: String,
+    kubernetes: String,
+    nodes: String,
+    seen: Option<Timestamp>,
+    created: Option<Timestamp>,
+    id: String,
+    agent: String,
+    reason: String,
+}
+
+impl Row {
+    fn of(object: &DynamicObject) -> Self {
+        let name = shown(&object.name_any());
+        let key = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
+        let created = object.creation_timestamp().map(|time| time.0);
+        match object.clone().try_parse::<ManagedCluster>() {
+            Ok(cluster) => Self::of_cluster(key, name, created, &cluster),
+            Err(error) => Self {
+                key,
+                name,
+                ready: "Invalid".to_owned(),
+                tunnel: shown(""),
+                kubernetes: shown(""),
+                nodes: shown(""),
+                seen: None,
+                created,
+                id: shown(""),
+                agent: shown(""),
+                reason: shown(&error.to_string()),
+            },
+        }
+    }
+
+    fn of_cluster(key: String, name: String, created: Option<Timestamp>, cluster: &ManagedCluster) -> Self {
+        let status = cluster.status.clone().unwrap_or_default();
+        let ready = condition(&status.conditions, CONDITION_READY);
+        let tunnel = condition(&status.conditions, CONDITION_TUNNEL);
+        let summary = if cluster.metadata.deletion_timestamp.is_some() {
+            "Leaving".to_owned()
+        } else if cluster.spec.denied {
+            "Denied".to_owned()
+        } else {
+            ready.map_or_else(|| "Unknown".to_owned(), |ready| shown(&ready.status))
+        };
+        Self {
+            key,
+            name,
+            ready: summary,
+            tunnel: shown(tunnel.map_or("", |tunnel| &tunnel.reason)),
+            kubernetes: shown(&status.k8s_version),
+            nodes: shown(&status.nodes),
+            seen: status.last_observed_time.map(|time| time.0),
+            created,
+            id: shown(&cluster.spec.cluster_id),
+            agent: shown(&status.agent_version),
+            reason: shown(ready.map_or("", |ready| &ready.message)),
+        }
+    }
+
+    fn head(wide: bool) -> Vec<String> {
+        let more: &[&str] = if wide { &["CLUSTER ID", "AGENT", "REASON"] } else { &[] };
+        ["NAME", "READY", "TUNNEL", "KUBERNETES", "NODES", "LAST SEEN", "AGE"]
+            .iter()
+            .chain(more)
+            .map(|head| (*head).to_owned())
+            .collect()
+    }
+
+    fn cells(&self, wide: bool, now: Timestamp) -> Vec<String> {
+        let mut cells = vec![
+            self.name.clone(),
+            self.ready.clone(),
+            self.tunnel.clone(),
+            self.kubernetes.clone(),
+            self.nodes.clone(),
+            self.seen.map_or_else(|| "never".to_owned(), |seen| age(Some(seen), now)),
+            age(self.created, now),
+        ];
+        if wide {
+            cells.extend([self.id.clone(), self.agent.clone(), self.reason.clone()]);
+        }
+        cells
+    }
+
+    /// Has anything but the passing of time changed?
+    fn differs(&self, other: &Self) -> bool {
+        Self { seen: None, ..self.clone() } != Self { seen: None, ..other.clone() }
+    }
+}
+
+/// The condition of that type.
+pub(crate) fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object(value: Value) -> DynamicObject {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn cluster(name: &str, ready: &str, reason: &str) -> Value {
+        json!({
+            "apiVersion": "clusters.clusternet.io/v1beta1", "kind": "ManagedCluster",
+            "metadata": { "name": name, "namespace": "clusternet-0a0a0a0a", "creationTimestamp": "2026-01-01T00:00:00Z" },
+            "spec": { "clusterId": format!("id-{name}") },
+            "status": {
+                "k8sVersion": "v1.33.1", "agentVersion": "0.1.0", "nodes": "3/4",
+                "lastObservedTime": "2026-01-01T02:59:30Z",
+                "conditions": [
+                    { "type": "Ready", "status": ready, "reason": "x", "message": "all is well", "lastTransitionTime": "2026-01-01T00:00:00Z" },
+                    { "type": "TunnelConnected", "status": "True", "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" },
+                ],
+            },
+        })
+    }
+
+    fn args(line: &str) -> Clusters {
+        use clap::Parser as _;
+        let words = ["kubectl-towline", "clusters"].into_iter().chain(line.split_whitespace());
+        let crate::args::Command::Clusters(args) = crate::args::Cli::try_parse_from(words).unwrap().command
+        else {
+            panic!("{line}")
+        };
+        args
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-01T03:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn the_table_is_kubectls() {
+        let bare = json!({ "metadata": { "name": "new" }, "spec": { "clusterId": "i" } });
+        let rows = [Row::of(&object(cluster("edge-1", "True", "Connected"))), Row::of(&object(bare))];
+        assert_eq!(
+            rendered(&rows, &args(""), now()),
+            "NAME     READY     TUNNEL      KUBERNETES   NODES   LAST SEEN   AGE\n\
+             edge-1   True      Connected   v1.33.1      3/4     30s         3h\n\
+             new      Unknown   -           -            -       never       <unknown>\n"
+        );
+        let wide = rendered(&rows[..1], &args("-o wide --no-headers"), now());
+        assert!(wide.ends_with("id-edge-1   0.1.0   all is well\n") && wide.lines().count() == 1, "{wide}");
+        assert_eq!(rendered(&rows, &args("-o name"), now()), "edge-1\nnew\n");
+    }
+
+    #[test]
+    fn shut_out_leaving_and_odd_clusters_say_so() {
+        let mut denied = cluster("a", "True", "x");
+        denied["spec"]["denied"] = json!(true);
+        let mut leaving = cluster("a", "True", "x");
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let mut odd = cluster("a", "True", "x");
+        odd["spec"] = json!({});
+        for (value, ready) in [(denied, "Denied"), (leaving, "Leaving"), (odd, "Invalid")] {
+            assert_eq!(Row::of(&object(value)).ready, ready);
+        }
+    }
+
+    #[test]
+    fn what_a_child_says_of_itself_cannot_touch_the_terminal() {
+        let mut hostile = cluster("a", "True", "x");
+        hostile["status"]["k8sVersion"] = json!("\u{1b}[2J\nroot   True");
+        let text = rendered(&[Row::of(&object(hostile))], &args("--no-headers"), now());
+        assert!(!text.contains('\u{1b}') && text.lines().count() == 1, "{text:?}");
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_change() {
+        let before = Row::of(&object(cluster("a", "True", "Connected")));
+        let mut beat = cluster("a", "True", "Connected");
+        beat["status"]["lastObservedTime"] = json!("2026-01-01T03:00:00Z");
+        assert!(!before.differs(&Row::of(&object(beat))));
+        assert!(before.differs(&Row::of(&object(cluster("a", "False", "Lost")))));
+    }
+
+    #[test]
+    fn unknown_fields_survive_in_whole_objects() {
+        let mut value = cluster("a", "True", "x");
+        value["spec"]["fromTheFuture"] = json!(7);
+        let text = whole(vec![object(value)], ListOutput::Json).unwrap();
+        let list: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(list["items"][0]["spec"]["fromTheFuture"], 7);
+        assert_eq!(list["kind"], "List");
+    }
+}

@@ -1,0 +1,147 @@
+//! The caller's kubeconfig and environment, read as kubectl reads them. The only file that reads the
+//! environment.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::client::proxy::matcher::Matcher;
+use kube::Config;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+use crate::args::Global;
+use crate::failure::{Exit, Failure};
+
+/// Where a kubeconfig comes from when no flag says so: the files of `$KUBECONFIG`, or the one in the home
+/// directory.
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
+fn default_files() -> Vec<PathBuf> {
+    let listed: Vec<PathBuf> = std::env::var_os("KUBECONFIG")
+        .map(|value| std::env::split_paths(&value).filter(|path| !path.as_os_str().is_empty()).collect())
+        .unwrap_or_default();
+    if !listed.is_empty() {
+        return listed;
+    }
+    std::env::home_dir().map(|home| home.join(".kube").join("config")).into_iter().collect()
+}
+
+/// May stdout have colours? See <https://no-color.org>.
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
+pub(crate) fn color() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !unwanted && !dumb && crate::output::stdout_is_terminal()
+}
+
+/// The caller's kubeconfig with all file names absolute; `None` if there is none.
+///
+/// # Errors
+/// A file that is named by a flag is missing, or a file cannot be read or understood.
+pub(crate) fn kubeconfig(global: &Global) -> Result<Option<Kubeconfig>, Failure> {
+    if let Some(path) = &global.kubeconfig {
+        return read(path).map(Some);
+    }
+    let mut merged: Option<Kubeconfig> = None;
+    // Like kubectl, a file of the list that does not exist is left out.
+    for path in default_files().iter().filter(|path| path.exists()) {
+        let next = read(path)?;
+        merged = Some(match merged {
+            Some(first) => first.merge(next).map_err(|error| Failure::new(Exit::Error, error.to_string()))?,
+            None => next,
+        });
+    }
+    Ok(merged)
+}
+
+fn read(path: &Path) -> Result<Kubeconfig, Failure> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Failure::new(Exit::Error, format!("could not read the kubeconfig {}: {error}", path.display()))
+            .next("name another: --kubeconfig FILE")
+    };
+    // kube joins relative names in the file with the file's folder, so the folder has to be absolute.
+    let path = std::path::absolute(path).map_err(|error| unreadable(&error))?;
+    Kubeconfig::read_from(path).map_err(|error| unreadable(&error))
+}
+
+/// What the client connects with.
+///
+/// # Errors
+/// There is no usable kubeconfig and this is no pod either.
+pub(crate) async fn client_config(global: &Global) -> Result<Config, Failure> {
+    let mut config = match kubeconfig(global)? {
+        Some(kubeconfig) => of_kubeconfig(kubeconfig, global).await?,
+        None => Config::incluster().map_err(|_| {
+            Failure::new(Exit::Error, "there is no kubeconfig: neither $KUBECONFIG nor ~/.kube/config exists")
+                .next("name one: --kubeconfig FILE")
+        })?,
+    };
+    impersonate(&mut config, global)?;
+    // A list or a decision is small; an answer that does not come in time is none. Watches have their own.
+    config.connect_timeout = Some(global.request_timeout);
+    // What is asked is retried by the person, who sees why: a second invitation must not be made silently.
+    config.default_retry = false;
+    Ok(config)
+}
+
+async fn of_kubeconfig(kubeconfig: Kubeconfig, global: &Global) -> Result<Config, Failure> {
+    let options = KubeConfigOptions { context: global.context.clone(), ..Default::default() };
+    let (_, cluster, _) = crate::kubeconfig::selected(&kubeconfig, global.context.as_deref())?;
+    let own_proxy = cluster.proxy_url.is_some();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| {
+        Failure::new(Exit::Error, format!("the kubeconfig cannot be used: {error}"))
+            .next("look at it: kubectl config view --minify")
+    })?;
+    // kube 5.0 matches NO_PROXY against the proxy's own address (file_loader.rs, `proxy_url`); it has to be
+    // matched against the parent's, as kubectl does.
+    if !own_proxy
+        && config.proxy_url.is_some()
+        && Matcher::from_env().intercept(&config.cluster_url).is_none()
+    {
+        config.proxy_url = None;
+    }
+    Ok(config)
+}
+
+fn impersonate(config: &mut Config, global: &Global) -> Result<(), Failure> {
+    let Some(user) = &global.impersonate else {
+        if global.impersonate_groups.is_empty() {
+            return Ok(());
+        }
+        return Err(Failure::new(Exit::Usage, "--as-group needs --as").next("add --as USER"));
+    };
+    config.auth_info.impersonate = Some(user.clone());
+    config.auth_info.impersonate_groups = Some(global.impersonate_groups.clone());
+    config.auth_info.impersonate_uid = None;
+    config.auth_info.impersonate_user_extra = None;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_without_a_user_is_a_usage_error() {
+        let mut config = Config::new("https://h".parse().unwrap());
+        let global = Global { impersonate_groups: vec!["dev".to_owned()], ..Global::default() };
+        assert_eq!(impersonate(&mut config, &global).unwrap_err().exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn the_flag_replaces_whatever_the_kubeconfig_impersonates() {
+        let mut config = Config::new("https://h".parse().unwrap());
+        config.auth_info.impersonate_groups = Some(vec!["old".to_owned()]);
+        config.auth_info.impersonate_uid = Some("u".to_owned());
+        let global = Global { impersonate: Some("alice".to_owned()), ..Global::default() };
+        impersonate(&mut config, &global).unwrap();
+        assert_eq!(config.auth_info.impersonate.as_deref(), Some("alice"));
+        assert_eq!(config.auth_info.impersonate_groups, Some(vec![]));
+        assert_eq!(config.auth_info.impersonate_uid, None);
+    }
+
+    #[test]
+    fn a_missing_file_is_named_in_the_error() {
+        let global =
+            Global { kubeconfig: Some(PathBuf::from("/nonexistent/kubeconfig")), ..Global::default() };
+        let failure = kubeconfig(&global).unwrap_err();
+        assert!(failure.to_string().contains("/nonexistent/kubeconfig"), "{failure}");
+    }
+}

@@ -1,0 +1,48 @@
+//! `kubectl towline`: what a person does with clusters, on top of plain `kubectl`.
+//!
+//! Data goes to stdout, everything said to a person to stderr; every error says what, why and the next
+//! command; exit codes are in [`failure`]. It talks to the parent's API with the caller's own kubeconfig and
+//! holds no rights and no state of its own.
+//!
+//! Reading order: [`args`] (the whole surface), [`config`] (kubeconfig and environment), [`session`] (one
+//! bounded question to the parent), then one module per command.
+
+pub mod args;
+pub mod config;
+pub mod failure;
+pub mod session;
+
+mod approve;
+mod clusters;
+mod duration;
+mod find;
+mod kubeconfig;
+mod out_file;
+mod output;
+mod register;
+mod status;
+mod unregister;
+mod wait;
+mod yaml;
+
+use args::{Cli, Command};
+use failure::Failure;
+use session::Session;
+
+/// Runs one command to its end.
+///
+/// # Errors
+/// Whatever kept it from its end, with the exit code to leave with.
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Version => output::data(&format!("kubectl-towline {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Kubeconfig(args) => kubeconfig::run(&global, &args).await,
+        Command::Register(args) => register::run(&Session::open(&global).await?, &args).await,
+        Command::Clusters(args) => clusters::run(&Session::open(&global).await?, &args).await,
+        Command::Status(args) => status::run(&Session::open(&global).await?, &args).await,
+        Command::Approve(args) => approve::approve(&Session::open(&global).await?, &args).await,
+        Command::Deny(args) => approve::deny(&Session::open(&global).await?, &args).await,
+        Command::Unregister(args) => unregister::run(&Session::open(&global).await?, &args).await,
+    }
+}

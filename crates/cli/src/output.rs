@@ -1,0 +1,130 @@
+//! The two ways out: data to stdout, words to a person to stderr. Also tables, in kubectl's form.
+
+use std::io::{BufRead as _, ErrorKind, IsTerminal as _, Read as _, Write as _};
+
+use api::status::printable;
+
+use crate::failure::{Exit, Failure};
+
+/// Longest text of another side in a cell or a line. Conditions may be long, terminals are not.
+const MAX_SHOWN: usize = 256;
+/// Longest answer of a person that is read: a cluster name and a line end, with room.
+const MAX_REPLY: u64 = 256;
+
+/// Writes data to stdout.
+pub(crate) fn data(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Closed, "stdout is closed"))
+        }
+        Err(error) => Err(Failure::new(Exit::Error, format!("could not write to stdout: {error}"))),
+    }
+}
+
+/// Tells the person something. A closed stderr is no failure: the data is what counts.
+pub(crate) fn say(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
+/// Is stdout a terminal?
+pub(crate) fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Asks the person and returns the reply; `None` if nobody is there to ask.
+pub(crate) fn ask(question: &str) -> Option<String> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let mut stderr = std::io::stderr().lock();
+    write!(stderr, "{question}").and_then(|()| stderr.flush()).ok()?;
+    let mut reply = String::new();
+    stdin.lock().take(MAX_REPLY).read_line(&mut reply).ok()?;
+    Some(reply.trim().to_owned())
+}
+
+/// Text of another side, fit for a terminal and never empty.
+pub(crate) fn shown(text: &str) -> String {
+    if text.is_empty() {
+        return "-".to_owned();
+    }
+    printable(text, MAX_SHOWN)
+}
+
+/// A sign and its colour for a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Good,
+    Bad,
+    Unclear,
+}
+
+/// `text` in the colour of `mood`, or plain.
+pub(crate) fn colored(text: &str, mood: Mood, color: bool) -> String {
+    let code = match mood {
+        Mood::Good => 32,
+        Mood::Bad => 31,
+        Mood::Unclear => 33,
+    };
+    if color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+/// Widths of the columns of `rows`.
+pub(crate) fn widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
+        .map(Option::unwrap_or_default)
+        .collect()
+}
+
+/// One line of a table: columns three apart, as kubectl has them, no blanks at the end.
+pub(crate) fn line(row: &[String], widths: &[usize]) -> String {
+    let mut line = String::new();
+    for (column, cell) in row.iter().enumerate() {
+        line.push_str(cell);
+        let pad = widths.get(column).copied().unwrap_or(0).saturating_sub(cell.chars().count()) + 3;
+        line.extend(std::iter::repeat_n(' ', pad));
+    }
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
+}
+
+/// A whole table.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let widths = widths(rows);
+    rows.iter().map(|row| line(row, &widths)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(cells: &[&str]) -> Vec<String> {
+        cells.iter().map(|cell| (*cell).to_owned()).collect()
+    }
+
+    #[test]
+    fn columns_are_three_apart_and_lines_end_without_blanks() {
+        let rows =
+            [row(&["NAME", "READY", "AGE"]), row(&["edge-1", "True", "5m"]), row(&["äöü", "False", ""])];
+        assert_eq!(table(&rows), "NAME     READY   AGE\nedge-1   True    5m\näöü      False\n");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn colour_is_only_added_when_asked_for() {
+        assert_eq!(colored("True", Mood::Good, false), "True");
+        assert_eq!(colored("True", Mood::Good, true), "\u{1b}[32mTrue\u{1b}[0m");
+    }
+
+    #[test]
+    fn an_empty_text_is_shown_as_a_dash_and_escapes_are_not_shown() {
+        assert_eq!(shown(""), "-");
+        assert!(!shown("\u{1b}[31mred").contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,175 @@
+//! `register`: asks the hub for an invitation and hands over the manifest, which holds a secret and is shown
+//! this once.
+
+use std::collections::BTreeMap;
+
+use api::names::{ACCESS_GROUP, ACCESS_VERSION, INVITATIONS_PATH};
+use api::registration::{
+    AddressKind, ClusterInvitation, ClusterInvitationSpec, ClusterInvitationStatus, INVITATION_KIND,
+};
+use jiff::Timestamp;
+
+use crate::args::{Network, Register, RegisterOutput, shell_word};
+use crate::duration;
+use crate::failure::{Exit, Failure};
+use crate::out_file::OutFile;
+use crate::output::{data, say, shown, stdout_is_terminal};
+use crate::session::Session;
+
+/// Runs the command.
+pub(crate) async fn run(session: &Session, args: &Register) -> Result<(), Failure> {
+    // The file first: an invitation that cannot be written down must not be made.
+    let file = args.out.as_deref().map(|path| OutFile::create(path, args.force)).transpose()?;
+    let invitation = invite(session, args).await?;
+    let text = match args.output {
+        RegisterOutput::Yaml => invitation.manifest.reveal().to_owned(),
+        RegisterOutput::Command => one_command(invitation.manifest.reveal())?,
+    };
+    if file.is_none() && stdout_is_terminal() {
+        say("warning: what follows holds a secret and is on your screen; --out FILE keeps it in a file.");
+    }
+    match file {
+        Some(file) => file.finish(&text)?,
+        None => data(&text)?,
+    }
+    say(&told(&session.command(), args, &invitation, Timestamp::now()));
+    Ok(())
+}
+
+async fn invite(session: &Session, args: &Register) -> Result<ClusterInvitationStatus, Failure> {
+    let body = serde_json::to_vec(&question(args))
+        .map_err(|error| Failure::new(Exit::Error, format!("could not write the request: {error}")))?;
+    let request = http::Request::post(INVITATIONS_PATH)
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .header(http::header::ACCEPT, "application/json")
+        .body(body)
+        .map_err(|error| Failure::new(Exit::Error, format!("could not write the request: {error}")))?;
+    let doing = format!("make an invitation for cluster {}", args.name);
+    let answer: ClusterInvitation = session.ask(&doing, session.client.request(request)).await?;
+    answer.status.ok_or_else(|| {
+        Failure::new(Exit::Error, format!("could not {doing}: the hub's answer holds no manifest"))
+            .next("compare the versions of hub and command: kubectl towline version")
+    })
+}
+
+fn question(args: &Register) -> ClusterInvitation {
+    let mut metadata = serde_json::Map::new();
+    metadata.insert("name".to_owned(), args.name.as_str().into());
+    ClusterInvitation {
+        api_version: format!("{ACCESS_GROUP}/{ACCESS_VERSION}"),
+        kind: INVITATION_KIND.to_owned(),
+        metadata,
+        spec: ClusterInvitationSpec {
+            cluster_name: args.name.clone(),
+            ttl_seconds: Some(args.ttl.as_secs()),
+            auto_approve: args.auto_approve,
+            address: match args.network {
+                Network::Public => AddressKind::Public,
+                Network::Intranet => AddressKind::Intranet,
+            },
+            cluster_labels: args.labels.iter().cloned().collect::<BTreeMap<String, String>>(),
+            groups: args.groups.clone(),
+            image: args.image.clone(),
+        },
+        status: None,
+    }
+}
+
+/// The manifest inside a command, to paste into a shell that reaches the cluster.
+fn one_command(manifest: &str) -> Result<String, Failure> {
+    const END: &str = "END_OF_AGENT_YAML";
+    // A line equal to the end word would turn the rest of the manifest into shell commands.
+    if manifest.lines().any(|line| line.trim_end() == END) {
+        return Err(Failure::new(Exit::Error, "the manifest cannot stand in a command").next("use -o yaml"));
+    }
+    Ok(format!("kubectl apply -f - <<'{END}'\n{}\n{END}\n", manifest.trim_end()))
+}
+
+/// What the person is told.
+fn told(command: &str, args: &Register, invitation: &ClusterInvitationStatus, now: Timestamp) -> String {
+    let name = &args.name;
+    let left = duration::human(invitation.expires.as_second() - now.as_second());
+    let mut lines = vec![
+        format!(
+            "Invitation {} for cluster {name}, good for one cluster, once, for {left}.",
+            shown(&invitation.invitation)
+        ),
+        "It holds a secret. Take it back before it is used: \
+         kubectl -n clusternet-system delete secret invitation-ID"
+            .replace("ID", &shown(&invitation.invitation)),
+        String::new(),
+        "Next, where the cluster is:".to_owned(),
+    ];
+    let file = args.out.as_ref().map(|path| shell_word(&path.display().to_string()));
+    lines.push(match (args.output, file) {
+        (RegisterOutput::Yaml, Some(file)) => format!("  kubectl --context CHILD apply -f {file}"),
+        (RegisterOutput::Yaml, None) => "  kubectl --context CHILD apply -f FILE".to_owned(),
+        (RegisterOutput::Command, Some(file)) => format!("  sh {file}"),
+        (RegisterOutput::Command, None) => "  paste the command above".to_owned(),
+    });
+    lines.push("then here:".to_owned());
+    lines.push(if args.auto_approve {
+        format!("  {command} clusters --watch")
+    } else {
+        format!("  {command} approve {name} --wait")
+    });
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use api::secret::Secret;
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn args(line: &str) -> Register {
+        let words = ["kubectl-towline", "register"].into_iter().chain(line.split_whitespace());
+        let Command::Register(args) = Cli::try_parse_from(words).unwrap().command else { panic!("{line}") };
+        args
+    }
+
+    #[test]
+    fn what_is_asked_is_what_the_flags_say() {
+        let args = args("edge-1 --ttl 1h --network intranet --label env=prod --group ops --auto-approve");
+        let body = serde_json::to_value(question(&args)).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({
+                "apiVersion": "access.towline.io/v1alpha1", "kind": "ClusterInvitation",
+                "metadata": { "name": "edge-1" },
+                "spec": { "clusterName": "edge-1", "ttlSeconds": 3600, "autoApprove": true,
+                          "address": "intranet", "clusterLabels": { "env": "prod" }, "groups": ["ops"] },
+            })
+        );
+    }
+
+    #[test]
+    fn no_manifest_breaks_out_of_the_command() {
+        assert_eq!(
+            one_command("a: b\n").unwrap(),
+            "kubectl apply -f - <<'END_OF_AGENT_YAML'\na: b\nEND_OF_AGENT_YAML\n"
+        );
+        assert!(one_command("a: b\nEND_OF_AGENT_YAML\nrm -rf x\n").is_err());
+        assert!(one_command("a: b\nEND_OF_AGENT_YAML\r\nrm -rf x\n").is_err());
+    }
+
+    #[test]
+    fn the_person_is_told_the_next_command_and_no_secret() {
+        let invitation = ClusterInvitationStatus {
+            invitation: "k7f2".to_owned(),
+            expires: Timestamp::from_second(86_400).unwrap(),
+            manifest: Secret::from("s3cr3t".to_owned()),
+            command: String::new(),
+        };
+        let now = Timestamp::from_second(0).unwrap();
+        let text = told("kubectl towline", &args("edge-1 --out a.yaml"), &invitation, now);
+        assert!(text.contains("kubectl --context CHILD apply -f a.yaml"), "{text}");
+        assert!(text.ends_with("  kubectl towline approve edge-1 --wait"), "{text}");
+        assert!(text.contains("for 24h") && text.contains("secret invitation-k7f2"), "{text}");
+        assert!(!text.contains("s3cr3t"), "{text}");
+        let text = told("kubectl towline", &args("edge-1 --auto-approve"), &invitation, now);
+        assert!(text.ends_with("clusters --watch"), "{text}");
+    }
+}
