@@ -1,0 +1,7 @@
+//! The benchmark's parts: a fake kube-apiserver that is never the limit ([`backend`]), a client that measures
+//! ([`load`]), idle tunnels in bulk ([`idle`]), and what the operating system says of a process ([`usage`]).
+
+pub mod backend;
+pub mod idle;
+pub mod load;
+pub mod usage;

@@ -1,0 +1,216 @@
+//! The client that measures: one HTTP/2 connection over TLS, as kube-apiserver's aggregator holds one, either to
+//! the backend itself or to the hub.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::backend::{LARGE, SMALL};
+
+/// Where requests go, and with what.
+#[derive(Clone)]
+pub struct Target {
+    address: SocketAddr,
+    name: ServerName<'static>,
+    prefix: String,
+    headers: HeaderMap,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target")
+            .field("address", &self.address)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// A server, verified by a CA, with a client certificate if it wants one.
+    ///
+    /// # Errors
+    /// What is given as PEM is none.
+    pub fn new(address: SocketAddr, name: &str, ca_pem: &str, client: Option<(&str, &str)>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+            roots.add(certificate?)?;
+        }
+        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let mut tls = match client {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => builder.with_client_auth_cert(
+                CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?,
+                PrivateKeyDer::from_pem_slice(key.as_bytes())?,
+            )?,
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self {
+            address,
+            name: ServerName::try_from(name.to_owned())?,
+            prefix: String::new(),
+            headers: HeaderMap::new(),
+            tls: Arc::new(tls),
+        })
+    }
+
+    /// The same below a path and with headers on each request.
+    #[must_use]
+    pub fn below(mut self, prefix: String, headers: &[(&'static str, &'static str)]) -> Self {
+        self.prefix = prefix;
+        for (name, value) in headers {
+            self.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        self
+    }
+
+    /// A TLS connection, for HTTP/2 or, with `http1`, for an upgrade.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn dial(&self, http1: bool) -> Result<TlsStream<TcpStream>> {
+        let socket = TcpStream::connect(self.address).await?;
+        socket.set_nodelay(true)?;
+        let tls = if http1 {
+            let mut tls = (*self.tls).clone();
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Arc::new(tls)
+        } else {
+            self.tls.clone()
+        };
+        Ok(TlsConnector::from(tls).connect(self.name.clone(), socket).await?)
+    }
+
+    fn request(&self, path: &str) -> Result<Request<Empty<Bytes>>> {
+        let mut request =
+            Request::get(format!("https://{}{}{path}", self.address, self.prefix)).body(Empty::new())?;
+        request.headers_mut().extend(self.headers.clone());
+        Ok(request)
+    }
+}
+
+/// An open connection to a target.
+#[derive(Debug)]
+pub struct Client {
+    target: Target,
+    sender: SendRequest<Empty<Bytes>>,
+    _driver: JoinSet<()>,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn connect(target: &Target) -> Result<Self> {
+        let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(1 << 30)
+            .max_frame_size(64 * 1024);
+        let (sender, connection) = http.handshake(TokioIo::new(target.dial(false).await?)).await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Self { target: target.clone(), sender, _driver: driver })
+    }
+
+    /// One GET; the number of bytes of its body.
+    ///
+    /// # Errors
+    /// Any answer but 200.
+    pub async fn get(&self, path: &str) -> Result<usize> {
+        let mut sender = self.sender.clone();
+        sender.ready().await?;
+        let response = sender.send_request(self.target.request(path)?).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status != 200 {
+            let text = body.collect().await?.to_bytes();
+            anyhow::bail!("{path} answered {status}: {}", String::from_utf8_lossy(&text));
+        }
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            bytes += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        Ok(bytes)
+    }
+
+    /// The time of each of `count` small GETs, one after the other.
+    ///
+    /// # Errors
+    /// A GET failed.
+    pub async fn latencies(&self, count: usize) -> Result<Vec<Duration>> {
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let started = Instant::now();
+            ensure!(self.get("/bench/small").await? == SMALL, "a small body of another size");
+            times.push(started.elapsed());
+        }
+        Ok(times)
+    }
+
+    /// How many small GETs `in_flight` loops finish until the time is up, and how long it took.
+    ///
+    /// # Errors
+    /// A GET failed.
+    pub async fn saturate(self: &Arc<Self>, in_flight: usize, time: Duration) -> Result<(u64, Duration)> {
+        let started = Instant::now();
+        let end = started + time;
+        let mut loops = JoinSet::new();
+        for _ in 0..in_flight {
+            let client = self.clone();
+            loops.spawn(async move {
+                let mut done = 0u64;
+                while Instant::now() < end {
+                    client.get("/bench/small").await?;
+                    done += 1;
+                }
+                Ok::<_, anyhow::Error>(done)
+            });
+        }
+        let mut done = 0;
+        while let Some(one) = loops.join_next().await {
+            done += one.context("a loop")??;
+        }
+        Ok((done, started.elapsed()))
+    }
+
+    /// The time of one large GET.
+    ///
+    /// # Errors
+    /// It failed, or its body was cut.
+    pub async fn bulk(&self) -> Result<Duration> {
+        let started = Instant::now();
+        ensure!(self.get("/bench/large").await? == LARGE, "a large body of another size");
+        Ok(started.elapsed())
+    }
+}
+
+/// The value below which a share of the sorted times lies.
+pub fn percentile(times: &mut [Duration], share: f64) -> Duration {
+    times.sort_unstable();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a share of a length is an index"
+    )]
+    let at = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+    times.get(at).copied().unwrap_or_default()
+}
