@@ -1,0 +1,65 @@
+# The doors of this project. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET := $(shell uname -m)-unknown-linux-gnu
+STATIC_ENV := CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUSTFLAGS='-C target-feature=+crt-static'
+STATIC_DIR := target/$(TARGET)/release
+IMAGE := target/image/towline.oci.tar
+IMAGE_NAME := towline:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+
+.PHONY: help
+help: ## list the doors
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | column -t -s $$'\t'
+
+.PHONY: demo
+demo: prerequisites kubernetes binaries image ## two real clusters, one behind NAT, joined; kubectl through the hub (ARGS=--once ends by itself)
+	cargo run --quiet --locked -p tests --bin demo -- $(ARGS)
+
+.PHONY: test
+test: prerequisites kubernetes test-fast binaries image ## everything, on a real Kubernetes
+	cargo test --locked -p tests --test kubernetes --test e2e
+	cargo run --quiet --locked -p tests --bin bench -- --smoke
+
+.PHONY: test-fast
+test-fast: ## unit, property and in-process tests; no Kubernetes
+	cargo test --locked --workspace --exclude tests
+	cargo test --locked -p tests --lib
+
+.PHONY: lint
+lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	hack/cargo-deny.sh
+	bash -n hack/*.sh .ci/run
+
+.PHONY: bench
+bench: prerequisites ## latency, throughput, CPU and memory against a direct connection (ARGS=--smoke is short)
+	cargo build --locked --release -p tests --bin bench
+	cargo run --quiet --locked --release -p tests --bin bench -- $(ARGS)
+
+.PHONY: image
+image: binaries ## one OCI image with hub, agent and command line, without a container engine
+	cargo run --quiet --locked -p tests --bin image -- $(STATIC_DIR) $(IMAGE) $(IMAGE_NAME) $(REVISION)
+
+.PHONY: binaries
+binaries: ## static binaries of hub, agent and command line
+	$(STATIC_ENV) cargo build --locked --release --target $(TARGET) -p hub -p agent -p cli
+
+.PHONY: manifests
+manifests: ## write deploy/crds.yaml anew from the types
+	cargo run --quiet --locked -p api --bin crdgen > deploy/crds.yaml
+
+.PHONY: prerequisites
+prerequisites:
+	hack/install-prerequisites.sh
+
+.PHONY: kubernetes
+kubernetes: prerequisites ## find or build kube-apiserver, controller manager, kubelet (about 15 minutes, once)
+	hack/kubernetes-binaries.sh >/dev/null
+
+.PHONY: clean
+clean: ## remove what was built here; keeps the Kubernetes cache
+	cargo clean
