@@ -15,13 +15,13 @@ help: ## list the doors
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | column -t -s $$'\t'
 
 .PHONY: demo
-demo: prerequisites kubernetes binaries image ## two real clusters, one behind NAT, joined; kubectl through the hub (ARGS=--once ends by itself)
-	cargo run --quiet --locked -p tests --bin demo -- $(ARGS)
+demo: prerequisites kubernetes image ## two real clusters, one behind NAT, joined; kubectl through the hub (ARGS=--once ends by itself)
+	$(STATIC_DIR)/demo $(ARGS)
 
 .PHONY: test
-test: prerequisites kubernetes test-fast binaries image ## everything, on a real Kubernetes
+test: prerequisites kubernetes test-fast image ## everything, on a real Kubernetes
 	cargo test --locked -p tests --test kubernetes --test e2e
-	cargo run --quiet --locked -p tests --bin bench -- --smoke
+	$(STATIC_DIR)/bench --smoke
 
 .PHONY: test-fast
 test-fast: ## unit, property and in-process tests; no Kubernetes
@@ -36,17 +36,16 @@ lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax
 	bash -n hack/*.sh .ci/run
 
 .PHONY: bench
-bench: prerequisites ## latency, throughput, CPU and memory against a direct connection (ARGS=--smoke is short)
-	cargo build --locked --release -p tests --bin bench
-	cargo run --quiet --locked --release -p tests --bin bench -- $(ARGS)
+bench: prerequisites kubernetes image ## latency, throughput, CPU and memory against a direct connection (ARGS=--smoke is short)
+	$(STATIC_DIR)/bench $(ARGS)
 
 .PHONY: image
 image: binaries ## one OCI image with hub, agent and command line, without a container engine
-	cargo run --quiet --locked -p tests --bin image -- $(STATIC_DIR) $(IMAGE) $(IMAGE_NAME) $(REVISION)
+	$(STATIC_DIR)/image $(STATIC_DIR) $(IMAGE) $(IMAGE_NAME) $(REVISION)
 
 .PHONY: binaries
-binaries: ## static binaries of hub, agent and command line
-	$(STATIC_ENV) cargo build --locked --release --target $(TARGET) -p hub -p agent -p cli
+binaries: prerequisites ## static binaries of hub, agent and command line, and of what demo, image and bench run
+	$(STATIC_ENV) cargo build --locked --release --target $(TARGET) -p hub -p agent -p cli -p tests --bins
 
 .PHONY: manifests
 manifests: ## write deploy/crds.yaml anew from the types

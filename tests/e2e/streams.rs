@@ -1,6 +1,6 @@
 //! What stays open: watches, logs, exec, attach, cp, port-forward, big bodies.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -47,7 +47,7 @@ pub(crate) async fn a_long_watch_begins(world: &mut World) -> Outcome {
         }
         watch.kill().await
     });
-    *LONG_WATCH.lock().unwrap() = Some(running);
+    *LONG_WATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     Ok(())
 }
 
@@ -58,7 +58,11 @@ fn ticking(tick: u32) -> String {
 }
 
 pub(crate) async fn the_long_watch_has_seen_every_event(_: &mut World) -> Outcome {
-    let mut running = LONG_WATCH.lock().unwrap().take().context("the long watch was not started")?;
+    let mut running = LONG_WATCH
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
+        .context("the long watch was not started")?;
     running.join_next().await.context("one task")??
 }
 

@@ -20,7 +20,10 @@ use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
 
 use crate::config::Proxy;
 use crate::credentials::{Credentials, State};
-use crate::limits::{DIAL_FIRST, DIAL_MAX, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE, TUNNEL_LIVED};
+use crate::limits::{
+    DIAL_FIRST, DIAL_MAX, OLD_TUNNEL_GRACE, OLD_TUNNELS, RETURN_LIVED, RETURN_MAX, RETURN_WINDOW, STOP_GRACE,
+    TUNNEL_LIVED,
+};
 use crate::parent::Parent;
 use crate::register::{Outcome, Registration, ask};
 use crate::serve::Service;
@@ -88,6 +91,8 @@ impl Dialer {
 
     async fn dial_for_ever(&self, tunnels: &mut Tunnels, stop: &Stop) {
         let mut backoff = Backoff::new(DIAL_FIRST, DIAL_MAX);
+        let mut hurry = Backoff::new(DIAL_FIRST, RETURN_MAX);
+        let mut lost_at: Option<Instant> = None;
         let mut log = Log::default();
         let mut way = Way::Usual;
         let tasks = Tasks::default();
@@ -102,6 +107,10 @@ impl Dialer {
                     if began.elapsed() >= TUNNEL_LIVED {
                         backoff.reset();
                     }
+                    if began.elapsed() >= RETURN_LIVED {
+                        lost_at = Some(Instant::now());
+                        hurry.reset();
+                    }
                     lost
                 }
                 Ok(Attempt::Wait(trouble, after)) => {
@@ -115,7 +124,11 @@ impl Dialer {
                 Err(trouble) => trouble,
             };
             self.note(&mut log, &trouble);
-            sleep(backoff.delay()).await;
+            let delay = match lost_at {
+                Some(lost_at) if lost_at.elapsed() < RETURN_WINDOW => hurry.delay(),
+                _ => backoff.delay(),
+            };
+            sleep(delay).await;
         }
     }
 

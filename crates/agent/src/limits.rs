@@ -96,6 +96,14 @@ pub const UNSENT: u32 = 128 * 1024;
 pub const DIAL_FIRST: Duration = Duration::from_secs(1);
 /// Longest delay.
 pub const DIAL_MAX: Duration = Duration::from_secs(60);
+/// For so long after the loss of a tunnel that had lived for [`RETURN_LIVED`], delays stay below [`RETURN_MAX`]: a hub
+/// that was restarted is back within that time, and people wait for it. Ten thousand agents try 6,700 times a
+/// second meanwhile, which the parent answers with 503 from memory; after it they fall back to the long delays.
+pub const RETURN_WINDOW: Duration = Duration::from_secs(20);
+/// See [`RETURN_WINDOW`].
+pub const RETURN_MAX: Duration = Duration::from_secs(3);
+/// One that lived less was never good: there is nothing to hurry back to.
+pub const RETURN_LIVED: Duration = Duration::from_secs(5);
 /// A tunnel that lived this long was a good one: the delays begin anew.
 pub const TUNNEL_LIVED: Duration = Duration::from_secs(30);
 /// Old tunnels that may finish their streams beside the new one.

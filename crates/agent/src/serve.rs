@@ -1,7 +1,7 @@
 //! Each request that comes out of a tunnel: for the agent itself (status, credential, going away), or for
 //! the child's kube-apiserver as a person. The hub may be hostile: it can name no host, no account and no
 //! file here, and no reserved user or group gets past [`crate::impersonate`]. What the agent itself refuses
-//! is a `metav1.Status` with the header [`AGENT_ERROR`]; a child cannot send that header.
+//! is a `metav1.Status` with the header [`HEADER_AGENT_ERROR`]; a child cannot send that header.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,9 @@ use hyper::body::Incoming;
 use runtime::stop::Stop;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tunnel_proto::Body;
-use tunnel_proto::names::{AUTHORITY_AGENT, AUTHORITY_KUBERNETES, PATH_CREDENTIAL, PATH_STATUS};
+use tunnel_proto::names::{
+    AUTHORITY_AGENT, AUTHORITY_KUBERNETES, HEADER_AGENT_ERROR, PATH_CREDENTIAL, PATH_GOAWAY, PATH_STATUS,
+};
 use tunnel_proto::upgrade::connect_target;
 
 use crate::credentials::{Credentials, StoreError};
@@ -29,12 +31,6 @@ use crate::tasks::Tasks;
 use crate::tokens::{Impersonator, NoImpersonation};
 use crate::upstream::body::{holding, without_trailers};
 use crate::upstream::{Upstream, UpstreamError};
-
-/// On every answer that is the agent's own and not the child's.
-pub const AGENT_ERROR: &str = "towline-agent-error";
-/// `POST` at the authority `agent`: the hub is about to close this tunnel. The agent opens another one at
-/// once, while this one finishes its streams.
-pub const PATH_GOAWAY: &str = "/v1/goaway";
 
 /// What may be asked of a Kubernetes API server.
 const METHODS: [Method; 7] =
@@ -90,7 +86,7 @@ impl Service {
             tracing::debug!(code = status.code.as_u16(), why = status.message, "refused a request");
             refusal(&status)
         });
-        self.metrics.answered(answer.status(), answer.headers().contains_key(AGENT_ERROR));
+        self.metrics.answered(answer.status(), answer.headers().contains_key(HEADER_AGENT_ERROR));
         answer
     }
 
@@ -266,7 +262,7 @@ pub(crate) fn refusal(status: &Status) -> Response<Body> {
     *answer.status_mut() = status.code;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
-    headers.insert(HeaderName::from_static(AGENT_ERROR), HeaderValue::from_static("1"));
+    headers.insert(HeaderName::from_static(HEADER_AGENT_ERROR), HeaderValue::from_static("1"));
     if let Some(seconds) = status.retry_after {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }

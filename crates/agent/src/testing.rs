@@ -308,7 +308,7 @@ async fn person(uri: &Uri, body: Incoming) -> Response<Body> {
         "/unauthorized" => text(401, "who are you"),
         "/liar" => {
             let mut answer = text(200, "hello");
-            answer.headers_mut().insert(crate::serve::AGENT_ERROR, "1".parse().unwrap());
+            answer.headers_mut().insert(tunnel_proto::names::HEADER_AGENT_ERROR, "1".parse().unwrap());
             answer
         }
         _ => text(200, "hello"),

@@ -41,7 +41,7 @@ const NEVER_RELAYED: [HeaderName; 8] = [
     header::UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static(crate::serve::AGENT_ERROR),
+    HeaderName::from_static(tunnel_proto::names::HEADER_AGENT_ERROR),
 ];
 
 /// The one API server.

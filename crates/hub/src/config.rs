@@ -62,8 +62,8 @@ pub struct Config {
     #[arg(long, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
     log_format: String,
     /// What to log: info, or directives like info,hub=debug.
-    #[arg(long, env = "TOWLINE_LOG", default_value = "info")]
-    log: String,
+    #[arg(long, env = "TOWLINE_LOG_FILTER", default_value = "info")]
+    log_filter: String,
 }
 
 /// What the rest of the hub works with: values that are right.
@@ -134,7 +134,7 @@ impl Config {
             kubeconfig: self.kubeconfig,
             agent_image: self.agent_image,
             map_service_accounts: self.map_service_accounts,
-            log_filter: self.log,
+            log_filter: self.log_filter,
             ..Settings::default()
         };
         match self.listen.parse() {

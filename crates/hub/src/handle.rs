@@ -201,7 +201,9 @@ async fn may_create(
 fn check_create(headers: &HeaderMap, query: Option<&str>) -> Result<(), Refusal> {
     let media = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim();
-    if !media.eq_ignore_ascii_case("application/json") {
+    // No type at all is JSON to every kube-apiserver (apimachinery `NegotiateInputSerializer`), and what
+    // `kubectl create --raw` sends.
+    if !media.is_empty() && !media.eq_ignore_ascii_case("application/json") {
         let message = "the body of the request was in an unknown format - accepted media types include: application/json";
         return Err(
             Status::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Reason::UnsupportedMediaType, message).into()
@@ -298,6 +300,7 @@ mod tests {
         );
         assert_eq!(check("application/json", Some("dryRun=")), Ok(()));
         assert_eq!(check("application/json", Some("fieldManager=a&dryRun=All")), Err(400));
+        assert_eq!(check("", None), Ok(()));
         assert_eq!(check("application/yaml", None), Err(415));
         assert_eq!(check("application/vnd.kubernetes.protobuf", None), Err(415));
     }

@@ -24,5 +24,6 @@ pub mod listen;
 pub mod metrics;
 pub mod refusal;
 pub mod request_info;
+mod rewatch;
 pub mod route;
 pub mod tunnels;

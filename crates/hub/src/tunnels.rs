@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use runtime::stop::Stop;
 use tokio::sync::watch;
 use tunnel_proto::hub_side::Tunnel;
-use tunnel_proto::names::AUTHORITY_AGENT;
+use tunnel_proto::names::{AUTHORITY_AGENT, PATH_GOAWAY};
 use tunnel_proto::upgrade::tunnel_uri;
 use tunnel_proto::{Body, Hello, SendError};
 
@@ -157,6 +157,15 @@ impl Tunnels {
     /// It did not take it, or not in time.
     pub async fn agent_put(&self, live: &Live, path: &str, body: impl Into<Bytes>) -> Result<(), AgentError> {
         live.ask_agent(Method::PUT, path, body.into()).await.map(|_| ())
+    }
+
+    /// Closes a tunnel in order: tells its agent first, so that it opens another one elsewhere while the streams of
+    /// this one finish. An agent that does not answer is told by the closing itself.
+    pub(crate) async fn leave(&self, live: &Live) {
+        if let Err(error) = live.ask_agent(Method::POST, PATH_GOAWAY, Bytes::new()).await {
+            tracing::debug!(tunnel = live.tunnel_id, %error, "the agent could not be told that this hub goes");
+        }
+        live.tunnel.close();
     }
 
     /// Whether an agent process with this identity may open a tunnel now.

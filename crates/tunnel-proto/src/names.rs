@@ -16,6 +16,12 @@ pub const AUTHORITY_AGENT: &str = "agent";
 pub const PATH_STATUS: &str = "/v1/status";
 /// `PUT` on [`AUTHORITY_AGENT`]: a renewed credential.
 pub const PATH_CREDENTIAL: &str = "/v1/credential";
+/// `POST` on [`AUTHORITY_AGENT`]: the hub is about to close this tunnel. The agent opens another one at once,
+/// while this one finishes its streams. An HTTP/2 server does not see its client's GOAWAY in time.
+pub const PATH_GOAWAY: &str = "/v1/goaway";
+
+/// Header on every answer that is the agent's own and not the child's.
+pub const HEADER_AGENT_ERROR: &str = "towline-agent-error";
 
 /// Header of an extended CONNECT: the method of the original request, which CONNECT has displaced.
 pub const HEADER_METHOD: &str = "towline-method";

@@ -14,8 +14,9 @@ use tunnel_proto::upgrade::tunnel_uri;
 
 use super::*;
 use crate::config::{Environment, Flags, Settings};
-use crate::serve::{PATH_GOAWAY, full};
+use crate::serve::full;
 use crate::testing::{CLUSTER, Child, Server, text};
+use tunnel_proto::names::PATH_GOAWAY;
 
 /// How long anything may take in these tests; the agent's own first delay is up to a second.
 const SOON: Duration = Duration::from_secs(20);

@@ -128,7 +128,7 @@ async fn the_child_is_asked_as_the_person_with_the_powerless_accounts_token() {
     asked.headers_mut().insert("audit-id", HeaderValue::from_static("a-1"));
     let answer = world.send(asked).await;
     assert_eq!(answer.status(), 200);
-    assert!(!answer.headers().contains_key(AGENT_ERROR));
+    assert!(!answer.headers().contains_key(HEADER_AGENT_ERROR));
     assert_eq!(body(answer).await, "a pod");
 
     let seen = world.child.seen.lock().unwrap()[0].clone();
@@ -165,7 +165,7 @@ async fn without_a_whole_identity_the_child_sees_nothing() {
         }
         let answer = world.send(asked).await;
         assert_eq!(answer.status(), 400, "{header:?}");
-        assert_eq!(answer.headers()[AGENT_ERROR], "1");
+        assert_eq!(answer.headers()[HEADER_AGENT_ERROR], "1");
         let status: Value = serde_json::from_str(&body(answer).await).unwrap();
         assert_eq!((&status["kind"], &status["code"]), (&json!("Status"), &json!(400)));
     }
@@ -219,7 +219,7 @@ async fn an_account_that_may_be_system_masters_serves_nobody() {
 async fn a_child_cannot_pass_for_the_agent_and_its_401_is_not_the_persons() {
     let world = World::start(&[]).await;
     let liar = world.send(request(Method::GET, "/liar", Some(&alice(&[])))).await;
-    assert!(!liar.headers().contains_key(AGENT_ERROR));
+    assert!(!liar.headers().contains_key(HEADER_AGENT_ERROR));
     let refused = world.send(request(Method::GET, "/unauthorized", Some(&alice(&[])))).await;
     assert_eq!(
         (refused.status(), refused.headers()[header::RETRY_AFTER].as_bytes()),

@@ -26,6 +26,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::refusal::Refusal;
+use crate::rewatch::Rewatch;
 
 /// The readiness check that tells whether there is trust.
 pub const CHECK: &str = "front-proxy-ca";
@@ -313,7 +314,7 @@ pub async fn follow(
 ) -> anyhow::Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
     let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-    let mut events = watch_objects(maps, only).default_backoff().into_stream().boxed();
+    let mut events = watch_objects(maps, only).backoff(Rewatch::default()).into_stream().boxed();
     let mut listed = false;
     loop {
         let event = tokio::select! {

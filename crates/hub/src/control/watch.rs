@@ -21,6 +21,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::Control;
 use super::objects::dedicated_namespace;
 use crate::catalog::Cluster;
+use crate::rewatch::Rewatch;
 
 /// Heartbeats change nothing but `last_seen`; with 10,000 clusters there are 170 of them each second, and
 /// every replacement copies the catalog. They are gathered for so long.
@@ -45,7 +46,7 @@ enum Urgency {
 /// Runs until stop.
 pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
     let clusters: Api<DeserializeGuard<ManagedCluster>> = Api::all(control.client.clone());
-    let mut events = watch_objects(clusters, watcher::Config::default()).default_backoff().boxed();
+    let mut events = watch_objects(clusters, watcher::Config::default()).backoff(Rewatch::default()).boxed();
     let mut seen = Seen::default();
     let mut ticks: Interval = interval(GATHER);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use api::identity::IDENTITY_HEADER;
 
 /// Header with which an agent marks an answer of its own; it stays inside the tunnel.
-pub const AGENT_ERROR: HeaderName = HeaderName::from_static("towline-agent-error");
+pub const AGENT_ERROR: HeaderName = HeaderName::from_static(tunnel_proto::names::HEADER_AGENT_ERROR);
 /// Header that ties the audit logs of parent, hub and child together.
 pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -316,7 +316,7 @@ fn admission(
             StatusCode::UNAUTHORIZED,
             Reason::Unauthorized,
             format!(
-                "this invitation ended at {}; make a new one with: kubectl towline register {}",
+                "this invitation expired at {}; make a new one with: kubectl towline register {}",
                 stored.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 stored.cluster_name
             ),

@@ -164,7 +164,7 @@ async fn prove_life(hub: &Hub, id: &ClusterId) {
 }
 
 /// Keeps the tunnel going until it ends, and tells why it did.
-async fn carry(hub: &Hub, who: &Arc<Identity>, live: &Arc<Live>, mut driver: TunnelDriver) -> String {
+async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver: TunnelDriver) -> String {
     let mut recheck = interval_at(Instant::now() + RECHECK, RECHECK);
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut draining = false;
@@ -179,7 +179,9 @@ async fn carry(hub: &Hub, who: &Arc<Identity>, live: &Arc<Live>, mut driver: Tun
             },
             () = hub.phases.draining.cancelled(), if !draining => {
                 draining = true;
-                live.tunnel.close();
+                // Not awaited here: it is this task that moves the tunnel's bytes.
+                let (hub, live) = (Arc::clone(hub), Arc::clone(live));
+                hub.streams.clone().spawn(async move { hub.tunnels.leave(&live).await });
             }
             _ = recheck.tick() => {
                 // An authorizer that does not answer takes no tunnel away.
