@@ -387,6 +387,9 @@ pub async fn start_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, po
             if !available.contains(r#""status":"True""#) {
                 bail!("APIService {service}: {available}");
             }
+            // Available is written before kube-apiserver's own routes follow.
+            let (version, group) = service.split_once('.').context("an APIService is version.group")?;
+            parent.kubectl().ok(&["get", "--raw", &format!("/apis/{group}/{version}")]).await?;
         }
         Ok(())
     })

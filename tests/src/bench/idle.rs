@@ -16,9 +16,11 @@ pub fn cluster_id(n: usize) -> String {
     format!("c{n:07}-0000-4000-8000-000000000000")
 }
 
-/// The namespace of the nth cluster.
+/// The dedicated namespace of the nth cluster: the hub believes a `ManagedCluster` in no other.
 pub fn namespace(n: usize) -> String {
-    format!("clusternet-bench-{n}")
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, cluster_id(n).as_bytes());
+    let hex: String = digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("clusternet-{hex}")
 }
 
 /// Namespaces and `ManagedCluster`s for so many clusters.
