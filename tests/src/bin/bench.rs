@@ -2,7 +2,8 @@
 //! bytes a second, CPU, and memory of idle tunnels. Prints a table and writes JSON.
 //!
 //! Parts, each a process of its own: a real parent (etcd, kube-apiserver) that the hub asks for rights, the hub,
-//! the agent, a fake kube-apiserver as the child, and this one, which speaks to the hub as the aggregator does.
+//! the agent, a fake kube-apiserver as the child, and this one, which speaks to the hub as the aggregator does. The
+//! agent's tunnel passes the parent's kube-apiserver, as it does without a gateway.
 //! `--smoke` is short and checks counts, CPU and memory with wide margins; clock time is printed and not judged.
 
 use std::io::Write as _;
