@@ -121,7 +121,7 @@ pub(crate) async fn an_offline_cluster_is_refused_within_a_second_and_says_since
     world.wait_ready(Duration::from_secs(60)).await
 }
 
-pub(crate) async fn a_silent_link_is_noticed_on_both_sides(world: &mut World) -> Outcome {
+pub(crate) async fn a_silent_link_is_noticed_and_mends(world: &mut World) -> Outcome {
     let network = world.child().network().context("behind NAT")?;
     let kubectl = world.admin_through_hub().await?;
     network.set_cut(true)?;

@@ -97,7 +97,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         faults::a_stopped_hub_leaves_cleanly_and_agents_come_back,
         faults::a_killed_hub_ends_what_was_open_and_agents_come_back,
         faults::an_offline_cluster_is_refused_within_a_second_and_says_since_when,
-        faults::a_silent_link_is_noticed_on_both_sides,
+        faults::a_silent_link_is_noticed_and_mends,
         joining::a_denied_cluster_is_cut_off_within_seconds,
         joining::unregistering_works_when_the_child_is_gone,
     ];

@@ -38,7 +38,7 @@ pub(crate) async fn a_long_watch_begins(world: &mut World) -> Outcome {
             clock.tick().await;
             direct.apply(&ticking(event)).await?;
             let written = Instant::now();
-            watch.line_with(&event.to_string(), Duration::from_secs(2)).await?;
+            watch.line_with(&event.to_string(), SOON).await?;
             ensure!(
                 written.elapsed() < Duration::from_secs(1),
                 "event {event} came after {:?}",

@@ -84,7 +84,7 @@ fn object(code: StatusCode, object: &Value) -> Response<Body> {
     full(code, "application/json", object.to_string())
 }
 
-static SMALL_BODY: [u8; SMALL] = [b'x'; SMALL];
+pub(crate) static SMALL_BODY: [u8; SMALL] = [b'x'; SMALL];
 static CHUNK_BODY: [u8; CHUNK] = [b'x'; CHUNK];
 
 fn large() -> Response<Body> {

@@ -1,4 +1,5 @@
-//! Idle tunnels in bulk: agents that connect to the hub as the aggregator would pass them on, say hello, and wait.
+//! Tunnels in bulk, most of them idle: agents that connect to the hub as the aggregator would pass them on, but directly,
+//! say hello, and answer `/bench/small` themselves.
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tunnel_proto::{Hello, agent_side};
 
+use super::backend::SMALL_BODY;
 use super::load::Target;
 
 /// The id of the nth cluster.
@@ -78,8 +80,10 @@ pub async fn open(hub: &Target, n: usize, held: &mut JoinSet<()>) -> Result<()> 
         let report = Bytes::from_static(
             b"{\"kubernetesVersion\":\"v1.20.2\",\"readyz\":true,\"livez\":true,\"healthz\":true}",
         );
-        let answer = move |_| {
-            let body = Full::new(report.clone()).map_err(|never| match never {}).boxed_unsync();
+        let answer = move |request: Request<hyper::body::Incoming>| {
+            let small = request.uri().path() == "/bench/small";
+            let bytes = if small { Bytes::from_static(&SMALL_BODY) } else { report.clone() };
+            let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
             std::future::ready(http::Response::new(body))
         };
         let _ = tunnel.serve(answer, std::future::pending()).await;
