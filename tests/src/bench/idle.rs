@@ -1,16 +1,17 @@
 //! Tunnels in bulk, most of them idle: agents that connect to the hub as the aggregator would pass them on, but directly,
-//! say hello, and answer `/bench/small` themselves.
+//! say hello, and answer whatever the hub asks with a report of good health.
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tunnel_proto::agent_side::Connection;
 use tunnel_proto::{Hello, agent_side};
 
-use super::backend::SMALL_BODY;
 use super::load::Target;
 
 /// The id of the nth cluster.
@@ -45,11 +46,34 @@ pub fn objects(count: usize) -> Value {
     json!({ "apiVersion": "v1", "kind": "List", "items": items })
 }
 
-/// Opens the nth cluster's tunnel and holds it on a task.
+/// Opens the nth cluster's tunnel and holds it on a task, with an agent that answers by itself.
 ///
 /// # Errors
 /// The hub refuses.
 pub async fn open(hub: &Target, n: usize, held: &mut JoinSet<()>) -> Result<()> {
+    let tunnel = connect(hub, n, held).await?;
+    held.spawn(async move {
+        let report = Bytes::from_static(
+            b"{\"kubernetesVersion\":\"v1.20.2\",\"readyz\":true,\"livez\":true,\"healthz\":true}",
+        );
+        let answer = move |_: Request<hyper::body::Incoming>| {
+            let body = Full::new(report.clone()).map_err(|never| match never {}).boxed_unsync();
+            std::future::ready(http::Response::new(body))
+        };
+        let _ = tunnel.serve(answer, std::future::pending()).await;
+    });
+    Ok(())
+}
+
+/// Opens the nth cluster's tunnel; who serves it is up to the caller.
+///
+/// # Errors
+/// The hub refuses.
+pub async fn connect(
+    hub: &Target,
+    n: usize,
+    held: &mut JoinSet<()>,
+) -> Result<Connection<TokioIo<Upgraded>>> {
     let stream = hub.dial(true).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     held.spawn(async move {
@@ -76,17 +100,5 @@ pub async fn open(hub: &Target, n: usize, held: &mut JoinSet<()>) -> Result<()> 
     let hello = Hello::new(id, "bench", env!("CARGO_PKG_VERSION"));
     let (welcome, tunnel) = agent_side::connect(TokioIo::new(upgraded), &hello).await.context("hello")?;
     ensure!(welcome.protocol == 1, "{welcome:?}");
-    held.spawn(async move {
-        let report = Bytes::from_static(
-            b"{\"kubernetesVersion\":\"v1.20.2\",\"readyz\":true,\"livez\":true,\"healthz\":true}",
-        );
-        let answer = move |request: Request<hyper::body::Incoming>| {
-            let small = request.uri().path() == "/bench/small";
-            let bytes = if small { Bytes::from_static(&SMALL_BODY) } else { report.clone() };
-            let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
-            std::future::ready(http::Response::new(body))
-        };
-        let _ = tunnel.serve(answer, std::future::pending()).await;
-    });
-    Ok(())
+    Ok(tunnel)
 }

@@ -2,8 +2,9 @@
 //! bytes a second, CPU, and memory of idle tunnels. Prints a table and writes JSON.
 //!
 //! Parts, each a process of its own: a real parent (etcd, kube-apiserver) that the hub asks for rights, the hub,
-//! the agent, a fake kube-apiserver as the child, and this one, which speaks to the hub as the aggregator does. The
-//! agent's tunnel passes the parent's kube-apiserver, as it does without a gateway.
+//! two agents, a fake kube-apiserver as the child, and this one, which speaks to the hub as the aggregator does. The
+//! tunnel of the one agent reaches the hub directly, as through a gateway; that of the other passes the parent's
+//! kube-apiserver, as where nothing else can be reached. Direct connection and both tunnels take turns.
 //! `--smoke` is short and checks counts, CPU and memory with wide margins; clock time is printed and not judged.
 
 use std::io::Write as _;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tests::bench::direct_agent::Child;
 use tests::bench::load::{Client, Target, percentile};
-use tests::bench::{backend, idle, usage};
+use tests::bench::{backend, direct_agent, idle, usage};
 use tests::binaries::Binaries;
 use tests::clusters::Parent;
 use tests::process::{Process, Program, wait_until};
@@ -41,9 +43,12 @@ const FULL: Size =
 const SMOKE: Size =
     Size { rounds: 3, latencies: 200, saturation: Duration::from_secs(1), bulks: 1, tunnels: 100 };
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> ExitCode {
-    match bench().await {
+/// What the agent's binary has too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match bench() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("the benchmark failed: {error:#}"));
@@ -52,18 +57,50 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn bench() -> Result<()> {
+fn bench() -> Result<()> {
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let many = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let one = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => run(FULL, false).await,
-        ["--smoke"] => run(SMOKE, true).await,
-        ["backend", address, certificate, key] => {
-            let read = |path: &str| std::fs::read_to_string(path).with_context(|| path.to_owned());
-            backend::serve(address.parse()?, &read(certificate)?, &read(key)?).await
+        [] => many()?.block_on(run(FULL, false)),
+        ["--smoke"] => many()?.block_on(run(SMOKE, true)),
+        ["backend", address, directory] => many()?.block_on(backend(address.parse()?, Path::new(directory))),
+        ["agent", n, hub, child, directory] => {
+            one()?.block_on(direct_agent(n.parse()?, hub.parse()?, child.parse()?, Path::new(directory)))
         }
         other => bail!("make bench knows ARGS=--smoke and nothing else, not {other:?}"),
     }
+}
+
+// Files in the directory that all parts share.
+const CHILD_CERTIFICATE: &str = "child.crt";
+const CHILD_KEY: &str = "child.key";
+const CHILD_CA: &str = "child-ca.crt";
+const TOKEN: &str = "token";
+const HUB_CA: &str = "hub-ca.crt";
+const FRONT_CERTIFICATE: &str = "front-proxy-client.crt";
+const FRONT_KEY: &str = "front-proxy-client.key";
+
+async fn backend(address: SocketAddr, directory: &Path) -> Result<()> {
+    backend::serve(address, &read(directory, CHILD_CERTIFICATE)?, &read(directory, CHILD_KEY)?).await
+}
+
+async fn direct_agent(n: usize, hub: SocketAddr, child: SocketAddr, directory: &Path) -> Result<()> {
+    let child = Child { address: child, ca: directory.join(CHILD_CA), token: directory.join(TOKEN) };
+    direct_agent::serve(&front(hub, directory)?, n, child).await
+}
+
+fn read(directory: &Path, name: &str) -> Result<String> {
+    let path = directory.join(name);
+    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// The hub, as the parent's aggregator sees it.
+fn front(hub: SocketAddr, directory: &Path) -> Result<Target> {
+    let client = (read(directory, FRONT_CERTIFICATE)?, read(directory, FRONT_KEY)?);
+    let ca = read(directory, HUB_CA)?;
+    Target::new(hub, "clusternet-hub.clusternet-system.svc", &ca, Some((&client.0, &client.1)))
 }
 
 fn print(text: &str) -> Result<()> {
@@ -73,17 +110,25 @@ fn print(text: &str) -> Result<()> {
 /// What runs while it is measured.
 struct Stage {
     // Dropped in this order.
+    direct_agent: Process,
     agent: Process,
     _backend: Process,
     hub: Process,
-    parent: Parent,
+    _parent: Parent,
     _scratch: Scratch,
-    direct: Target,
+    child: Target,
     front: Target,
 }
 
+/// One way to the child through hub and agent.
+struct Way {
+    client: Arc<Client>,
+    hub: u32,
+    agent: u32,
+}
+
 async fn run(size: Size, judge: bool) -> Result<()> {
-    let stage = set_up().await?;
+    let stage = set_up(size).await?;
     let result = measure(&stage, size).await?;
     show(&result)?;
     let path = tests::towline::repository().join("target/bench.json");
@@ -96,9 +141,9 @@ fn free(ip: &str) -> Result<SocketAddr> {
     Ok(TcpListener::bind((ip, 0))?.local_addr()?)
 }
 
-async fn set_up() -> Result<Stage> {
+async fn set_up(size: Size) -> Result<Stage> {
     let (binaries, towline, scratch) = (Binaries::find()?, Towline::find()?, Scratch::create_with_signals()?);
-    say("parent: etcd, kube-apiserver; hub; fake child; agent");
+    say("parent: etcd, kube-apiserver; hub; fake child; agents");
     let parent = Parent::start(&binaries, &scratch, None).await?;
     let hub_address = free("127.0.0.1")?;
     world::install_hub(&parent, hub_address.port()).await?;
@@ -108,21 +153,84 @@ async fn set_up() -> Result<Stage> {
     let child_address = free("127.0.0.1")?;
     let authority = tests::pki::Authority::new("bench-child")?;
     let serving = authority.server("kube-apiserver", &["127.0.0.1".to_owned()])?;
-    let write = |name: &str, text: &str| -> Result<String> {
-        let path = directory.join(name);
-        std::fs::write(&path, text)?;
-        Ok(path.display().to_string())
-    };
-    let certificate = write("child.crt", &serving.certificate_pem)?;
-    let key = write("child.key", &serving.key_pem)?;
-    let backend = Program::new("bench-backend", std::env::current_exe()?)
-        .args(["backend", &child_address.to_string(), &certificate, &key])
+    let of_parent = |name: &str| read(parent.plane.directory(), name);
+    for (name, text) in [
+        (CHILD_CERTIFICATE, serving.certificate_pem),
+        (CHILD_KEY, serving.key_pem),
+        (CHILD_CA, authority.certificate_pem().to_owned()),
+        (TOKEN, "agent".to_owned()),
+        (HUB_CA, hub_ca(&parent).await?),
+        (FRONT_CERTIFICATE, of_parent(FRONT_CERTIFICATE)?),
+        (FRONT_KEY, of_parent(FRONT_KEY)?),
+    ] {
+        std::fs::write(directory.join(name), text)?;
+    }
+    let myself = std::env::current_exe()?;
+    let backend = Program::new("bench-backend", &myself)
+        .args(["backend", &child_address.to_string()])
+        .arg(&directory)
         .start(&scratch)?;
-    let agent = start_agent(&scratch, &towline, &parent, &directory, child_address, &authority).await?;
+    let agent = start_agent(&scratch, &towline, &parent, &directory, child_address).await?;
 
-    let direct = Target::new(child_address, "127.0.0.1", authority.certificate_pem(), None)?;
-    let front = front_of(&parent, hub_address).await?;
-    Ok(Stage { agent, _backend: backend, hub, parent, _scratch: scratch, direct, front })
+    let objects = idle::objects(size.tunnels + 1);
+    let kubectl = parent.kubectl().clone().with_time_limit(Duration::from_secs(300));
+    kubectl.ok_with(&["create", "-f", "-"], objects.to_string().as_bytes()).await?;
+    let front = front(hub_address, &directory)?;
+    let direct_agent = start_direct_agent(&scratch, &directory, &front, hub_address, child_address).await?;
+
+    let child = Target::new(child_address, "127.0.0.1", authority.certificate_pem(), None)?;
+    Ok(Stage {
+        direct_agent,
+        agent,
+        _backend: backend,
+        hub,
+        _parent: parent,
+        _scratch: scratch,
+        child,
+        front,
+    })
+}
+
+/// The cluster whose tunnel reaches the hub directly.
+const DIRECT: usize = 0;
+
+async fn start_direct_agent(
+    scratch: &Scratch,
+    directory: &Path,
+    front: &Target,
+    hub: SocketAddr,
+    child: SocketAddr,
+) -> Result<Process> {
+    // The hub's watch has to see the cluster first; once one tunnel was let in, the next is too.
+    wait_until("the hub to know the clusters", Duration::from_secs(60), async || {
+        idle::connect(front, DIRECT, &mut JoinSet::new()).await.map(drop)
+    })
+    .await?;
+    let process = Program::new("bench-agent", std::env::current_exe()?)
+        .args(["agent", &DIRECT.to_string(), &hub.to_string(), &child.to_string()])
+        .arg(directory)
+        .start(scratch)?;
+    let hub = below(front, &idle::cluster_id(DIRECT));
+    wait_until("the direct tunnel", Duration::from_secs(30), async || {
+        process.check()?;
+        Client::connect(&hub).await?.get("/bench/small").await.map(drop)
+    })
+    .await?;
+    Ok(process)
+}
+
+/// A cluster's kube-apiserver through the hub.
+fn below(front: &Target, cluster: &str) -> Target {
+    let prefix = format!("/apis/proxies.clusternet.io/v1alpha1/sockets/{cluster}/proxy/direct");
+    front.clone().below(prefix, &[("x-remote-user", "bench"), ("x-remote-group", "system:masters")])
+}
+
+async fn hub_ca(parent: &Parent) -> Result<String> {
+    let bundle = parent
+        .kubectl()
+        .ok(&["get", "apiservice", "v1alpha1.proxies.clusternet.io", "-o", "jsonpath={.spec.caBundle}"])
+        .await?;
+    Ok(String::from_utf8(world::unbase64(&bundle)?)?)
 }
 
 /// Registers the fake child with an invitation that approves by itself, and waits until it is Ready.
@@ -132,7 +240,6 @@ async fn start_agent(
     parent: &Parent,
     directory: &Path,
     child: SocketAddr,
-    authority: &tests::pki::Authority,
 ) -> Result<Process> {
     let invitation = json!({ "apiVersion": "access.towline.io/v1alpha1", "kind": "ClusterInvitation",
                              "metadata": {}, "spec": { "clusterName": "bench", "autoApprove": true } });
@@ -150,19 +257,15 @@ async fn start_agent(
     for (key, value) in world::registration_data(manifest)? {
         std::fs::write(registration.join(key), value)?;
     }
-    let ca = directory.join("child-ca.crt");
-    std::fs::write(&ca, authority.certificate_pem())?;
-    let token = directory.join("token");
-    std::fs::write(&token, "agent")?;
     let agent = Program::new("towline-agent", &towline.agent)
         .arg("--registration-dir")
         .arg(&registration)
         .arg("--kube-apiserver")
         .arg(format!("https://{child}"))
         .arg("--kube-ca-file")
-        .arg(&ca)
+        .arg(directory.join(CHILD_CA))
         .arg("--token-file")
-        .arg(&token)
+        .arg(directory.join(TOKEN))
         .arg("--admin-listen")
         .arg(free("127.0.0.1")?.to_string())
         .start(scratch)?;
@@ -184,101 +287,120 @@ async fn start_agent(
     Ok(agent)
 }
 
-/// The hub, as the parent's aggregator sees it.
-async fn front_of(parent: &Parent, hub: SocketAddr) -> Result<Target> {
-    let bundle = parent
-        .kubectl()
-        .ok(&["get", "apiservice", "v1alpha1.proxies.clusternet.io", "-o", "jsonpath={.spec.caBundle}"])
-        .await?;
-    let ca = String::from_utf8(world::unbase64(&bundle)?)?;
-    let read = |name: &str| std::fs::read_to_string(parent.plane.directory().join(name));
-    let client = (read("front-proxy-client.crt")?, read("front-proxy-client.key")?);
-    Target::new(hub, "clusternet-hub.clusternet-system.svc", &ca, Some((&client.0, &client.1)))
+/// CPU of hub and agent, now.
+fn cpu(way: &Way) -> Result<(Duration, Duration)> {
+    Ok((usage::cpu(way.hub)?, usage::cpu(way.agent)?))
 }
 
-/// CPU of hub and agent, now.
-fn cpu(stage: &Stage) -> Result<(Duration, Duration)> {
-    Ok((usage::cpu(stage.hub.pid())?, usage::cpu(stage.agent.pid())?))
-}
+/// What is measured of each way, and its name in the result.
+const WAYS: [(&str, &str); 2] = [("direct_tunnel", "direct tunnel"), ("through_parent", "through parent")];
 
 async fn measure(stage: &Stage, size: Size) -> Result<Value> {
-    let prefix = format!("/apis/proxies.clusternet.io/v1alpha1/sockets/{}/proxy/direct", backend::CLUSTER_ID);
-    let hub = stage
-        .front
-        .clone()
-        .below(prefix, &[("x-remote-user", "bench"), ("x-remote-group", "system:masters")]);
-    let direct = Arc::new(Client::connect(&stage.direct).await?);
-    let through = Arc::new(Client::connect(&hub).await?);
+    let plain = Arc::new(Client::connect(&stage.child).await?);
+    let way = async |cluster: &str, agent: &Process| {
+        let client = Arc::new(Client::connect(&below(&stage.front, cluster)).await?);
+        Ok::<_, anyhow::Error>(Way { client, hub: stage.hub.pid(), agent: agent.pid() })
+    };
+    let ways = [
+        way(&idle::cluster_id(DIRECT), &stage.direct_agent).await?,
+        way(backend::CLUSTER_ID, &stage.agent).await?,
+    ];
 
     say("warm-up");
-    direct.latencies(200).await?;
-    through.latencies(200).await?;
-    through.saturate(64, Duration::from_secs(1)).await?;
-
-    say("latency: direct and through hub and agent, in turns");
-    let (mut direct_times, mut hub_times) = (Vec::new(), Vec::new());
-    for _ in 0..size.rounds {
-        direct_times.extend(direct.latencies(size.latencies).await?);
-        hub_times.extend(through.latencies(size.latencies).await?);
+    plain.latencies(200).await?;
+    for way in &ways {
+        way.client.latencies(200).await?;
+        way.client.saturate(64, Duration::from_secs(1)).await?;
     }
-    let at = |times: &mut Vec<Duration>, share| micros(percentile(times, share));
-    let latency = json!({
-        "direct": { "p50_us": at(&mut direct_times, 0.5), "p99_us": at(&mut direct_times, 0.99) },
-        "through": { "p50_us": at(&mut hub_times, 0.5), "p99_us": at(&mut hub_times, 0.99) },
-        "added": { "p50_us": at(&mut hub_times, 0.5) - at(&mut direct_times, 0.5),
-                   "p99_us": at(&mut hub_times, 0.99) - at(&mut direct_times, 0.99) },
-    });
-
+    say("latency of a 1 KiB GET: no tunnel, direct tunnel, tunnel through the parent, in turns");
+    let latency = latencies(&plain, &ways, size).await?;
     say("throughput: 64 in flight");
-    let (plain, plain_took) = direct.saturate(64, size.saturation).await?;
-    let before = cpu(stage)?;
-    let (requests, took) = through.saturate(64, size.saturation).await?;
-    let after = cpu(stage)?;
-    let (hub_cpu, agent_cpu) = (after.0 - before.0, after.1 - before.1);
-    let per = |cpu: Duration| cpu.as_secs_f64() * 1e6 / as_f64(requests);
-    let throughput = json!({
-        "direct_per_s": as_f64(plain) / plain_took.as_secs_f64(),
-        "through_per_s": as_f64(requests) / took.as_secs_f64(),
-        "per_hub_core_s": as_f64(requests) / hub_cpu.as_secs_f64(),
-        "hub_cpu_us": per(hub_cpu), "agent_cpu_us": per(agent_cpu), "both_cpu_us": per(hub_cpu + agent_cpu),
-    });
-
+    let throughput = throughput(&plain, &ways, size).await?;
     say("bulk: 100 MB bodies");
-    let mut times = (Vec::new(), Vec::new());
-    let before = cpu(stage)?;
-    for _ in 0..size.bulks {
-        times.0.push(direct.bulk().await?);
-        times.1.push(through.bulk().await?);
+    let bulk = bulk(&plain, &ways, size).await?;
+    say("fairness: small GETs while a bulk transfer fills the same tunnel");
+    let mut fairness = json!({});
+    for ((name, _), way) in WAYS.iter().zip(&ways) {
+        fairness[name] = beside_bulk(&way.client, size).await?;
     }
-    let after = cpu(stage)?;
-    let megabytes = as_f64(backend::LARGE as u64) / 1e6;
-    let gigabytes = megabytes * as_f64(size.bulks as u64) / 1e3;
-    let bulk = json!({
-        "direct_mb_s": megabytes / percentile(&mut times.0, 0.5).as_secs_f64(),
-        "through_mb_s": megabytes / percentile(&mut times.1, 0.5).as_secs_f64(),
-        "hub_cpu_s_per_gb": (after.0 - before.0).as_secs_f64() / gigabytes,
-        "agent_cpu_s_per_gb": (after.1 - before.1).as_secs_f64() / gigabytes,
-    });
-
-    let fairness = fairness(&through, size).await?;
     let memory = idle_tunnels(stage, size).await?;
     Ok(json!({ "latency_1KiB_GET": latency, "throughput_1KiB_GET_64_in_flight": throughput,
                "bulk_100MB": bulk, "small_beside_bulk": fairness, "idle_tunnels": memory }))
 }
 
+async fn latencies(plain: &Client, ways: &[Way; 2], size: Size) -> Result<Value> {
+    let (mut direct, mut through) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for _ in 0..size.rounds {
+        direct.extend(plain.latencies(size.latencies).await?);
+        for (times, way) in through.iter_mut().zip(ways) {
+            times.extend(way.client.latencies(size.latencies).await?);
+        }
+    }
+    let mut at = |share: f64| {
+        let base = micros(percentile(&mut direct, share));
+        let of = |times: &mut Vec<Duration>| micros(percentile(times, share));
+        let [one, two] = &mut through;
+        let (one, two) = (of(one), of(two));
+        json!({ "no_tunnel_us": base, "direct_tunnel_us": one, "through_parent_us": two,
+                "direct_tunnel_added_us": one - base, "through_parent_added_us": two - base })
+    };
+    Ok(json!({ "p50": at(0.5), "p99": at(0.99) }))
+}
+
+async fn throughput(plain: &Arc<Client>, ways: &[Way; 2], size: Size) -> Result<Value> {
+    let (count, took) = plain.saturate(64, size.saturation).await?;
+    let mut result = json!({ "no_tunnel": { "per_s": as_f64(count) / took.as_secs_f64() } });
+    for ((name, _), way) in WAYS.iter().zip(ways) {
+        let before = cpu(way)?;
+        let (count, took) = way.client.saturate(64, size.saturation).await?;
+        let after = cpu(way)?;
+        let (hub, agent) = (after.0 - before.0, after.1 - before.1);
+        let per = |cpu: Duration| cpu.as_secs_f64() * 1e6 / as_f64(count);
+        result[name] = json!({
+            "per_s": as_f64(count) / took.as_secs_f64(),
+            "per_hub_core_s": as_f64(count) / hub.as_secs_f64(),
+            "hub_cpu_us": per(hub), "agent_cpu_us": per(agent), "both_cpu_us": per(hub + agent),
+        });
+    }
+    Ok(result)
+}
+
+async fn bulk(plain: &Client, ways: &[Way; 2], size: Size) -> Result<Value> {
+    let megabytes = as_f64(backend::LARGE as u64) / 1e6;
+    let gigabytes = megabytes * as_f64(size.bulks as u64) / 1e3;
+    let several = async |client: &Client| {
+        let mut times = Vec::new();
+        for _ in 0..size.bulks {
+            times.push(client.bulk().await?);
+        }
+        Ok::<_, anyhow::Error>(megabytes / percentile(&mut times, 0.5).as_secs_f64())
+    };
+    let mut result = json!({ "no_tunnel": { "mb_s": several(plain).await? } });
+    for ((name, _), way) in WAYS.iter().zip(ways) {
+        let before = cpu(way)?;
+        let speed = several(&way.client).await?;
+        let after = cpu(way)?;
+        result[name] = json!({
+            "mb_s": speed,
+            "hub_cpu_s_per_gb": (after.0 - before.0).as_secs_f64() / gigabytes,
+            "agent_cpu_s_per_gb": (after.1 - before.1).as_secs_f64() / gigabytes,
+        });
+    }
+    Ok(result)
+}
+
 /// Small GETs while large bodies fill the same tunnel.
-async fn fairness(through: &Arc<Client>, size: Size) -> Result<Value> {
-    say("fairness: small GETs while a bulk transfer fills the same tunnel");
+async fn beside_bulk(client: &Arc<Client>, size: Size) -> Result<Value> {
     let mut filling = JoinSet::new();
-    let client = through.clone();
+    let large = client.clone();
     filling.spawn(async move {
         loop {
-            client.bulk().await?;
+            large.bulk().await?;
         }
         #[expect(unreachable_code, reason = "gives the block its type")]
         Ok::<(), anyhow::Error>(())
     });
-    let mut times = through.latencies(size.latencies).await?;
+    let mut times = client.latencies(size.latencies).await?;
     ensure!(filling.try_join_next().is_none(), "the bulk transfer ended early");
     Ok(
         json!({ "p50_us": micros(percentile(&mut times, 0.5)), "p99_us": micros(percentile(&mut times, 0.99)) }),
@@ -286,45 +408,15 @@ async fn fairness(through: &Arc<Client>, size: Size) -> Result<Value> {
 }
 
 async fn idle_tunnels(stage: &Stage, size: Size) -> Result<Value> {
-    let count = size.tunnels;
-    say(&format!("memory: {count} idle tunnels"));
-    let kubectl = stage.parent.kubectl().clone().with_time_limit(Duration::from_secs(300));
-    let objects = idle::objects(count);
-    kubectl.ok_with(&["create", "-f", "-"], objects.to_string().as_bytes()).await?;
+    say(&format!("memory: {} idle tunnels", size.tunnels));
     let mut held = JoinSet::new();
-    // The watch has filled the catalog when the last of them is let in.
-    wait_until("the hub to know the clusters", Duration::from_secs(30), async || {
-        idle::open(&stage.front, count - 1, &mut held).await
-    })
-    .await?;
     let before = usage::resident_kib(stage.hub.pid())?;
-    for n in 0..count - 1 {
+    for n in (0..=size.tunnels).filter(|n| *n != DIRECT) {
         idle::open(&stage.front, n, &mut held).await.with_context(|| format!("tunnel {n}"))?;
     }
     let after = usage::resident_kib(stage.hub.pid())?;
-    let per_tunnel = as_f64(after.saturating_sub(before)) / as_f64(count as u64 - 1);
-    let alone = hub_alone(stage, size).await?;
-    Ok(json!({ "tunnels": count, "hub_kib_each": per_tunnel, "hub_rss_kib": after, "hub_alone": alone }))
-}
-
-/// The hub by itself: a tunnel that reaches it directly, with an agent in this process that answers at once.
-async fn hub_alone(stage: &Stage, size: Size) -> Result<Value> {
-    say("the hub by itself: a direct tunnel to an agent that answers at once");
-    let prefix = format!("/apis/proxies.clusternet.io/v1alpha1/sockets/{}/proxy/direct", idle::cluster_id(0));
-    let hub = stage
-        .front
-        .clone()
-        .below(prefix, &[("x-remote-user", "bench"), ("x-remote-group", "system:masters")]);
-    let client = Arc::new(Client::connect(&hub).await?);
-    client.latencies(200).await?;
-    let mut times = client.latencies(size.latencies).await?;
-    let before = usage::cpu(stage.hub.pid())?;
-    let (requests, took) = client.saturate(64, size.saturation).await?;
-    let cpu = usage::cpu(stage.hub.pid())? - before;
-    Ok(json!({
-        "p50_us": micros(percentile(&mut times, 0.5)), "p99_us": micros(percentile(&mut times, 0.99)),
-        "per_s": as_f64(requests) / took.as_secs_f64(), "hub_cpu_us": cpu.as_secs_f64() * 1e6 / as_f64(requests),
-    }))
+    let per_tunnel = as_f64(after.saturating_sub(before)) / as_f64(size.tunnels as u64);
+    Ok(json!({ "tunnels": size.tunnels, "hub_kib_each": per_tunnel, "hub_rss_kib": after }))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark stay far below 2^52")]
@@ -337,58 +429,69 @@ fn micros(time: Duration) -> f64 {
 }
 
 fn show(result: &Value) -> Result<()> {
-    let number = |path: &str| result.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
-    print(&format!("\n{:<48} {:>12} {:>12} {:>12}", "", "direct", "through", "added"))?;
-    for (name, at) in [("p50", "p50_us"), ("p99", "p99_us")] {
-        let of = |which: &str| number(&format!("/latency_1KiB_GET/{which}/{at}"));
-        print(&format!(
-            "{:<48} {:>12.0} {:>12.0} {:>12.0}",
-            format!("latency of a 1 KiB GET, {name}, us"),
-            of("direct"),
-            of("through"),
-            of("added")
-        ))?;
-    }
-    let two = |name: &str, direct: &str, through: &str| {
-        print(&format!("{name:<48} {:>12.0} {:>12.0}", number(direct), number(through)))
+    let cell = |path: &str, digits: usize| {
+        let number = result.pointer(path).and_then(Value::as_f64);
+        number.map_or_else(String::new, |number| format!("{number:.digits$}"))
     };
-    let throughput = "/throughput_1KiB_GET_64_in_flight";
-    two(
-        "1 KiB GETs a second, 64 in flight",
-        &format!("{throughput}/direct_per_s"),
-        &format!("{throughput}/through_per_s"),
-    )?;
-    two("100 MB body, MB/s", "/bulk_100MB/direct_mb_s", "/bulk_100MB/through_mb_s")?;
-    for (name, path) in [
-        ("CPU per request, hub, us", format!("{throughput}/hub_cpu_us")),
-        ("CPU per request, agent, us", format!("{throughput}/agent_cpu_us")),
-        ("CPU per request, both, us", format!("{throughput}/both_cpu_us")),
-        ("1 KiB GETs per second and hub core", format!("{throughput}/per_hub_core_s")),
-        ("100 MB body, hub, CPU s/GB", "/bulk_100MB/hub_cpu_s_per_gb".to_owned()),
-        ("100 MB body, agent, CPU s/GB", "/bulk_100MB/agent_cpu_s_per_gb".to_owned()),
-        ("small GET beside bulk in one tunnel, p50, us", "/small_beside_bulk/p50_us".to_owned()),
-        ("small GET beside bulk in one tunnel, p99, us", "/small_beside_bulk/p99_us".to_owned()),
-        ("hub memory per idle tunnel, KiB", "/idle_tunnels/hub_kib_each".to_owned()),
-        ("direct tunnel, 1 KiB GET, p50, us", "/idle_tunnels/hub_alone/p50_us".to_owned()),
-        ("direct tunnel, 1 KiB GET, p99, us", "/idle_tunnels/hub_alone/p99_us".to_owned()),
-        ("direct tunnel, GETs a second, 64 in flight", "/idle_tunnels/hub_alone/per_s".to_owned()),
-        ("direct tunnel, CPU per request, hub, us", "/idle_tunnels/hub_alone/hub_cpu_us".to_owned()),
-    ] {
-        print(&format!("{name:<48} {:>12} {:>12.1}", "", number(&path)))?;
+    let line = |name: &str, cells: [String; 3]| {
+        print(&format!("{name:<44} {:>14} {:>14} {:>14}", cells[0], cells[1], cells[2]))
+    };
+    line("", ["no tunnel", WAYS[0].1, WAYS[1].1].map(str::to_owned))?;
+    for share in ["p50", "p99"] {
+        let of = |what: &str| cell(&format!("/latency_1KiB_GET/{share}/{what}_us"), 0);
+        line(&format!("latency of a 1 KiB GET, {share}, us"), ["no_tunnel", WAYS[0].0, WAYS[1].0].map(of))?;
+        line(
+            &format!("  added, {share}, us"),
+            [String::new(), of("direct_tunnel_added"), of("through_parent_added")],
+        )?;
     }
+    for (name, path, what, digits) in [
+        ("1 KiB GETs a second, 64 in flight", "throughput_1KiB_GET_64_in_flight", "per_s", 0),
+        ("  CPU per request, hub, us", "throughput_1KiB_GET_64_in_flight", "hub_cpu_us", 1),
+        ("  CPU per request, agent, us", "throughput_1KiB_GET_64_in_flight", "agent_cpu_us", 1),
+        ("  CPU per request, both, us", "throughput_1KiB_GET_64_in_flight", "both_cpu_us", 1),
+        ("  GETs per second and core of the hub", "throughput_1KiB_GET_64_in_flight", "per_hub_core_s", 0),
+        ("100 MB body, MB/s", "bulk_100MB", "mb_s", 0),
+        ("  hub, CPU s/GB", "bulk_100MB", "hub_cpu_s_per_gb", 2),
+        ("  agent, CPU s/GB", "bulk_100MB", "agent_cpu_s_per_gb", 2),
+        ("small GET beside bulk in one tunnel, p50, us", "small_beside_bulk", "p50_us", 0),
+        ("small GET beside bulk in one tunnel, p99, us", "small_beside_bulk", "p99_us", 0),
+    ] {
+        let of = |way: &str| cell(&format!("/{path}/{way}/{what}"), digits);
+        line(name, ["no_tunnel", WAYS[0].0, WAYS[1].0].map(of))?;
+    }
+    line(
+        "hub memory per idle tunnel, KiB",
+        [String::new(), cell("/idle_tunnels/hub_kib_each", 1), String::new()],
+    )?;
     print("")
 }
 
-/// Wide margins: on a machine whose cores other guests take, 924 us of CPU per request were accounted where a quiet
-/// one shows 238. A leak or a busy loop fails, a busy neighbour does not.
+/// Judged against the same machine in the same minute, for a neighbour that takes the cores slows all of them down: CPU
+/// that hub and agent use for a request, as a multiple of the wall-clock time that the direct path takes for one at the
+/// same load; and memory, which no neighbour changes. A leak, a busy loop or a lost connection pool is a factor.
 fn judge_result(result: &Value) -> Result<()> {
-    for (path, most) in [
-        ("/throughput_1KiB_GET_64_in_flight/both_cpu_us", 2000.0),
-        ("/bulk_100MB/hub_cpu_s_per_gb", 25.0),
-        ("/idle_tunnels/hub_kib_each", 300.0),
-    ] {
-        let value = result.pointer(path).and_then(Value::as_f64).with_context(|| path.to_owned())?;
-        ensure!(value <= most, "{path} is {value:.1}, above {most}");
+    let number = |path: &str| {
+        result.pointer(path).and_then(Value::as_f64).with_context(|| format!("{path} was not measured"))
+    };
+    let throughput = "/throughput_1KiB_GET_64_in_flight";
+    let request = 1e6 / number(&format!("{throughput}/no_tunnel/per_s"))?;
+    let gigabyte = 1e3 / number("/bulk_100MB/no_tunnel/mb_s")?;
+    for (way, _) in WAYS {
+        let requests = number(&format!("{throughput}/{way}/both_cpu_us"))? / request;
+        let bytes = number(&format!("/bulk_100MB/{way}/hub_cpu_s_per_gb"))? / gigabyte;
+        say(&format!("{way}: {requests:.1} direct requests of CPU each; {bytes:.1} direct transfers"));
+        ensure!(requests <= MOST_REQUESTS, "a request costs {requests:.1} direct ones ({way})");
+        ensure!(bytes <= MOST_TRANSFERS, "a transfer costs {bytes:.1} direct ones ({way})");
     }
+    let memory = number("/idle_tunnels/hub_kib_each")?;
+    ensure!(memory <= MOST_KIB, "an idle tunnel takes {memory:.1} KiB of the hub");
     Ok(())
 }
+
+/// CPU of hub and agent for a request, in direct requests: 3 to 6 were measured.
+const MOST_REQUESTS: f64 = 15.0;
+/// CPU of the hub for a transfer, in direct transfers: 1 to 2 were measured.
+const MOST_TRANSFERS: f64 = 6.0;
+/// Memory of the hub for an idle tunnel: 91 were measured, more with few tunnels.
+const MOST_KIB: f64 = 300.0;
