@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::apigroup::Documents;
+use crate::audit::{self, Audit};
 use crate::authn::front_proxy::{self, FrontProxy};
 use crate::authz::Authz;
 use crate::catalog::Catalog;
@@ -26,12 +28,15 @@ use crate::control::{self, Control};
 use crate::handle::{Hub, Phases};
 use crate::join::Join;
 use crate::metrics::Metrics;
+use crate::shares::Shares;
 use crate::tunnels::{self, Tunnels};
 use crate::{certificates, listen};
 
 const CHECK_CATALOG: &str = "catalog";
 const CHECK_CERTIFICATE: &str = "serving-certificate";
 const CHECK_SHUTDOWN: &str = "shutdown";
+/// Time for the last lines of the audit log at the end.
+const AUDIT_END: Duration = Duration::from_secs(5);
 
 /// How a task ends: its name, and how it went.
 type Ended = (&'static str, anyhow::Result<()>);
@@ -43,6 +48,7 @@ pub struct Bound {
     pub address: SocketAddr,
     hub: Arc<Hub>,
     tasks: JoinSet<Ended>,
+    audit: Option<audit::Writer>,
 }
 
 /// Runs a hub until `stop` and its orderly end.
@@ -75,7 +81,8 @@ pub async fn start(mut settings: Settings, stop: Stop) -> anyhow::Result<Bound> 
     let (certificate, rotating) = certificates::start(client.clone(), &settings).await?;
     readiness.set(CHECK_CERTIFICATE, Ok(()));
 
-    let hub = Arc::new(hub(client.clone(), Arc::clone(&settings), readiness.clone(), stop.clone()));
+    let (hub, audit) = hub(client.clone(), Arc::clone(&settings), readiness.clone(), stop.clone())?;
+    let hub = Arc::new(hub);
     let mut tasks = JoinSet::new();
     let mut spawn = |name: &'static str, task: futures::future::BoxFuture<'static, anyhow::Result<()>>| {
         tasks.spawn(async move { (name, task.await) });
@@ -99,13 +106,25 @@ pub async fn start(mut settings: Settings, stop: Stop) -> anyhow::Result<Bound> 
     };
     spawn("controllers", Box::pin(control::run(control)));
     tracing::info!(%address, hub = settings.hub_id, version = env!("CARGO_PKG_VERSION"), "the hub is listening");
-    Ok(Bound { address, hub, tasks })
+    Ok(Bound { address, hub, tasks, audit })
 }
 
-fn hub(client: Client, settings: Arc<Settings>, readiness: Readiness, stop: Stop) -> Hub {
+fn hub(
+    client: Client,
+    settings: Arc<Settings>,
+    readiness: Readiness,
+    stop: Stop,
+) -> anyhow::Result<(Hub, Option<audit::Writer>)> {
     let (metrics, registry) = Metrics::new();
     let catalog = Arc::new(Catalog::default());
-    Hub {
+    let limits = &settings.limits;
+    let events =
+        usize::try_from(limits.in_flight).unwrap_or(usize::MAX).saturating_add(listen::MAX_CONNECTIONS);
+    let (audit, writer) = Audit::start(&settings.audit_log, events, metrics.audit_lost.clone())?;
+    let hub = Hub {
+        users: Shares::new(limits.user_in_flight, limits.user_rate),
+        clusters: Shares::new(limits.cluster_in_flight, limits.cluster_rate),
+        audit,
         front_proxy: Arc::new(FrontProxy::default()),
         authz: Authz::new(client.clone(), metrics.clone()),
         tunnels: Arc::new(Tunnels::new(metrics.clone())),
@@ -119,7 +138,8 @@ fn hub(client: Client, settings: Arc<Settings>, readiness: Readiness, stop: Stop
         metrics,
         registry,
         settings,
-    }
+    };
+    Ok((hub, writer))
 }
 
 impl Bound {
@@ -133,6 +153,14 @@ impl Bound {
             result.with_context(|| format!("{name} failed"))?;
             if !self.hub.phases.stopping.is_cancelled() {
                 anyhow::bail!("{name} ended before its time");
+            }
+        }
+        // The last events are written when nobody is left who could open another.
+        drop(self.hub);
+        if let Some(writer) = self.audit {
+            let end = tokio::task::spawn_blocking(move || writer.join().is_ok());
+            if !matches!(tokio::time::timeout(AUDIT_END, end).await, Ok(Ok(true))) {
+                tracing::error!("the end of the audit log may not have been written");
             }
         }
         tracing::info!("the hub has stopped");

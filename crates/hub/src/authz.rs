@@ -79,14 +79,19 @@ impl std::fmt::Debug for Authz {
 }
 
 impl Authz {
-    /// Asks through this client.
+    /// Asks through this client, and remembers answers as long as documented.
     pub fn new(client: Client, metrics: Metrics) -> Self {
+        Self::remembering(client, metrics, CACHE_TTL)
+    }
+
+    /// The same with another memory.
+    pub(crate) fn remembering(client: Client, metrics: Metrics, memory: Duration) -> Self {
         let known = Cache::builder()
             .max_capacity(CACHE_ENTRIES)
             .weigher(|question: &Question, _| {
                 u32::try_from(1 + size(&question.who) / ENTRY_UNIT).unwrap_or(u32::MAX)
             })
-            .time_to_live(CACHE_TTL)
+            .time_to_live(memory)
             .build();
         Self { reviews: Api::all(client), known, asking: Arc::new(Semaphore::new(MAX_ASKING)), metrics }
     }

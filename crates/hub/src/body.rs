@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tunnel_proto::BoxError;
 
-use crate::metrics::InFlight;
+use crate::forward::Stay;
 
 /// What the caller sends, on its way into the tunnel.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub struct RequestBody(pub Incoming);
 pub enum ResponseBody {
     /// In one piece, from the hub.
     Own(Option<Bytes>),
-    /// As it comes, from a child. Counts as a request in flight until it is dropped.
-    Child(Incoming, InFlight),
+    /// As it comes, from a child, for as long as the caller may have it.
+    Child(Incoming, Box<Stay>),
 }
 
 impl ResponseBody {
@@ -72,7 +72,15 @@ impl Body for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         match &mut *self {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Child(incoming, _) => next(incoming, cx),
+            Self::Child(incoming, stay) => match next(incoming, cx) {
+                Poll::Pending => stay.poll_ended(cx).map(|why| Some(Err(why.into()))),
+                Poll::Ready(polled) => {
+                    if matches!(polled, Some(Err(_))) {
+                        stay.broke();
+                    }
+                    Poll::Ready(polled)
+                }
+            },
         }
     }
 

@@ -10,6 +10,9 @@ use runtime::logs::Format;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use crate::audit;
+use crate::limits::{self, Limits};
+
 /// Longest time that any invitation may be valid; one that lives longer is forgotten in somebody's notes.
 const MAX_INVITATION_TTL: Duration = Duration::from_hours(7 * 24);
 /// Shortest: `TokenRequest` gives no token of less than ten minutes (apiserver `authentication/validation`).
@@ -58,6 +61,11 @@ pub struct Config {
     /// After that, how long open requests may take to finish.
     #[arg(long, env = "TOWLINE_SHUTDOWN_GRACE", default_value = "15s")]
     shutdown_grace: String,
+    /// Where each request to a child is written down, one JSON line each: a file, - for standard output, or off.
+    #[arg(long, env = "TOWLINE_AUDIT_LOG", default_value = "-")]
+    audit_log: String,
+    #[command(flatten)]
+    limits: limits::Flags,
     /// text or json.
     #[arg(long, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
     log_format: String,
@@ -91,6 +99,10 @@ pub struct Settings {
     pub shutdown_delay: Duration,
     /// See the flag.
     pub shutdown_grace: Duration,
+    /// See the flag.
+    pub audit_log: audit::Target,
+    /// What bounds a caller.
+    pub limits: Limits,
     /// How a log line looks.
     pub log_format: Format,
     /// What is logged.
@@ -117,6 +129,8 @@ impl Default for Settings {
             max_invitation_ttl: MAX_INVITATION_TTL,
             shutdown_delay: Duration::from_secs(3),
             shutdown_grace: Duration::from_secs(15),
+            audit_log: audit::Target::Stdout,
+            limits: Limits::default(),
             log_format: Format::Text,
             log_filter: "info".to_owned(),
         }
@@ -134,6 +148,12 @@ impl Config {
             kubeconfig: self.kubeconfig,
             agent_image: self.agent_image,
             map_service_accounts: self.map_service_accounts,
+            audit_log: match self.audit_log.as_str() {
+                "off" => audit::Target::Off,
+                "-" => audit::Target::Stdout,
+                path => audit::Target::File(path.into()),
+            },
+            limits: self.limits.check(&mut wrong),
             log_filter: self.log_filter,
             ..Settings::default()
         };
@@ -238,7 +258,7 @@ fn printable_id(id: &str) -> bool {
 }
 
 /// `90s`, `15m`, `24h`, `7d`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = number.parse().ok()?;
     let seconds = match unit {

@@ -2,11 +2,14 @@
 //! allow-list in [`headers`] names; bodies stream both ways with the backpressure of the tunnel; a tunnel
 //! that breaks in the middle ends the answer with an error, never as if it were complete.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use api::identity::Identity;
 use api::status::{Reason, Status};
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -15,21 +18,23 @@ use tunnel_proto::names::AUTHORITY_KUBERNETES;
 use tunnel_proto::upgrade::tunnel_uri;
 use tunnel_proto::{Body, SendError};
 
+use crate::audit::Event;
 use crate::authn::Peer;
 use crate::body::{RequestBody, ResponseBody};
-use crate::handle::{Hub, random_id};
+use crate::grant::Grant;
+use crate::handle::Hub;
 use crate::metrics::InFlight;
 use crate::refusal::Refusal;
 use crate::request_info::Proxied;
 use crate::route;
+use crate::shares::Place;
 use crate::tunnels::Live;
 
 pub mod headers;
 mod upgrade;
 
-/// Requests to children at once. An open one costs about 20 KiB in the hub and, if its reader has stopped,
-/// a stream window of 1 MiB more; watches count for their whole life.
-const MAX_IN_FLIGHT: i64 = 20_000;
+/// So much later than the child's own deadline, so that its better explained 504 comes first.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
 /// A request that has been authorized, with all that it takes to carry it out.
 pub(crate) struct Authorized {
@@ -37,6 +42,10 @@ pub(crate) struct Authorized {
     pub(crate) proxied: Proxied,
     /// Who asks, as the child shall know them.
     pub(crate) child: Identity,
+    /// What allows it.
+    pub(crate) grant: Grant,
+    /// The caller's place.
+    pub(crate) user: Place,
 }
 
 /// Carries the request to its child and brings the answer back.
@@ -48,8 +57,10 @@ pub(crate) async fn send(
     peer: &Peer,
     authorized: Authorized,
     request: Request<Incoming>,
+    audit_id: &HeaderValue,
+    event: &mut Event,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let Authorized { proxied, child } = authorized;
+    let Authorized { proxied, child, grant, user } = authorized;
     let (cluster, live) = route::find(
         &hub.catalog,
         &hub.tunnels,
@@ -58,48 +69,112 @@ pub(crate) async fn send(
         hub.started,
         Timestamp::now(),
     )?;
-    let open = Open::begin(hub)?;
-    let audit_id = headers::audit_id(request.headers())
-        .or_else(|| HeaderValue::try_from(random_id()).ok())
-        .unwrap_or_else(|| HeaderValue::from_static("none"));
-    let client = headers::client_address(request.headers(), peer.address.ip());
-    let mut outbound = headers::request(request.headers(), child.to_header()?, audit_id, client);
-    let name = cluster.name.to_string();
-    if let Some(protocol) = upgrade::wanted(&request)? {
+    let name = cluster.name.as_str();
+    event.child(&cluster, child.user());
+    let stay = Stay::begin(hub, name, grant, user)?;
+    let mut outbound = headers::request(
+        request.headers(),
+        child.to_header()?,
+        audit_id.clone(),
+        headers::client_address(request.headers(), peer.address.ip()),
+    );
+    let upgrade = upgrade::wanted(&request)?;
+    if upgrade.is_some() || proxied.deadline.is_none() || proxied.verb != "get" {
+        event.received();
+    }
+    if let Some(protocol) = upgrade {
         headers::add_upgrade(request.headers(), &mut outbound);
-        return upgrade::send(hub, &live, name, proxied, protocol, outbound, request, open).await;
+        return upgrade::send(hub, &live, name, proxied, protocol, outbound, request, stay, event).await;
     }
 
     let (parts, body) = request.into_parts();
     let body = if carries_nothing(&parts.method, &body) { empty() } else { RequestBody(body).boxed_unsync() };
     let mut onward = Request::new(body);
     *onward.method_mut() = parts.method;
-    *onward.uri_mut() = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target.clone())
+    *onward.uri_mut() = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     *onward.headers_mut() = outbound;
-    let answer = within(proxied.deadline, &name, exchange(hub, &live, &name, onward)).await?;
+    let deadline = deadline(proxied.deadline, hub.settings.limits.answer_timeout);
+    let answer = within(deadline, name, exchange(hub, &live, name, onward)).await?;
     let (mut parts, body) = answer.into_parts();
-    pass_on(hub, &name, parts.status, &mut parts.headers)?;
-    Ok(Response::from_parts(parts, ResponseBody::Child(body, open.into_guard())))
+    pass_on(hub, name, parts.status, &mut parts.headers)?;
+    Ok(Response::from_parts(parts, ResponseBody::Child(body, Box::new(stay))))
 }
 
-/// A request in flight, until its body has ended or its streams are closed. This is where open streams are
-/// to be authorized again every minute: whatever stays open holds one of these.
-pub(crate) struct Open(InFlight);
+/// What an open request holds until its body has ended or its streams are closed: its places, its event in the audit
+/// log, and the right to stay.
+pub struct Stay {
+    hub: Arc<Hub>,
+    _counted: InFlight,
+    _places: [Place; 2],
+    event: Event,
+    grant: Option<Grant>,
+    /// Made when the body is first waited for: most answers are there at once, and need no timer.
+    lost: Option<BoxFuture<'static, ()>>,
+}
 
-impl Open {
-    fn begin(hub: &Hub) -> Result<Self, Refusal> {
-        let open = InFlight::new(&hub.metrics.in_flight);
-        if open.count() > MAX_IN_FLIGHT {
+impl Stay {
+    fn begin(hub: &Arc<Hub>, name: &str, grant: Grant, user: Place) -> Result<Self, Refusal> {
+        let counted = InFlight::new(&hub.metrics.in_flight);
+        if counted.count() > i64::from(hub.settings.limits.in_flight) {
             return Err(busy("this hub has too many requests open"));
         }
-        Ok(Self(open))
+        let cluster = hub
+            .clusters
+            .take(name)
+            .map_err(|full| Refusal::share_used_up(&format!("cluster {name}"), full))?;
+        Ok(Self {
+            hub: Arc::clone(hub),
+            _counted: counted,
+            _places: [user, cluster],
+            event: Event::default(),
+            grant: Some(grant),
+            lost: None,
+        })
     }
 
-    pub(crate) fn into_guard(self) -> InFlight {
-        self.0
+    /// Gives it the event to close.
+    pub(crate) fn keep(&mut self, event: Event) {
+        self.event = event;
+    }
+
+    /// Ready when the caller may not stay any longer, with what to tell them.
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        if let Some(grant) = self.grant.take() {
+            self.lost = Some(Box::pin(grant.lost(Arc::clone(&self.hub))));
+        }
+        let Some(lost) = &mut self.lost else { return Poll::Pending };
+        ready!(lost.as_mut().poll(cx));
+        self.lost = None;
+        self.ended("rights", RIGHTS_LOST);
+        Poll::Ready(RIGHTS_LOST)
+    }
+
+    /// Resolves when the caller may not stay any longer.
+    pub(crate) async fn ended_by_rights(&mut self) {
+        poll_fn(|cx| self.poll_ended(cx)).await;
+    }
+
+    /// This hub ends it.
+    pub(crate) fn ended(&mut self, reason: &'static str, told: &'static str) {
+        self.hub.metrics.stream_ended(reason);
+        self.event.ended(told);
+    }
+
+    /// Tunnel or child ended it before its time.
+    pub(crate) fn broke(&mut self) {
+        self.event.ended("the connection to the cluster broke");
     }
 }
+
+impl std::fmt::Debug for Stay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stay").field("event", &self.event).finish_non_exhaustive()
+    }
+}
+
+/// Why an open request was ended although nothing was wrong with it.
+const RIGHTS_LOST: &str = "the parent no longer allows the caller to use this cluster";
 
 fn busy(message: &str) -> Refusal {
     Status::new(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, message).retry_after(1).into()
@@ -112,6 +187,11 @@ fn carries_nothing(method: &Method, body: &Incoming) -> bool {
 
 pub(crate) fn empty() -> Body {
     http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// When to give up on the head of an answer: later than the child itself does.
+fn deadline(asked: Option<Duration>, most: Duration) -> Option<Duration> {
+    asked.map(|asked| asked.min(most) + TIMEOUT_MARGIN)
 }
 
 /// Applies the deadline for the head of the answer, if there is one.
@@ -178,4 +258,23 @@ pub(crate) fn pass_on(
         hub.metrics.agent_errors.inc();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_come_is_given_up_after_the_childs_own_deadline() {
+        let seconds = Duration::from_secs;
+        assert_eq!(deadline(Some(Duration::MAX), seconds(60)), Some(seconds(70)));
+        assert_eq!(deadline(Some(seconds(5)), seconds(60)), Some(seconds(15)));
+        assert_eq!(deadline(Some(seconds(600)), seconds(60)), Some(seconds(70)));
+        assert_eq!(deadline(None, seconds(60)), None);
+
+        let began = tokio::time::Instant::now();
+        let refusal = within(Some(seconds(15)), "edge-1", std::future::pending::<Result<(), _>>()).await;
+        assert_eq!(began.elapsed(), seconds(15));
+        assert_eq!(refusal.unwrap_err().to_status().code, StatusCode::GATEWAY_TIMEOUT);
+    }
 }

@@ -20,17 +20,20 @@ use rustls_pki_types::UnixTime;
 use tokio_util::task::TaskTracker;
 
 use crate::apigroup::Documents;
+use crate::audit::{Asked, Audit, Event, Resource};
 use crate::authn::front_proxy::FrontProxy;
 use crate::authn::{self, Peer};
 use crate::authz::{Action, Authz};
 use crate::body::ResponseBody;
 use crate::catalog::Catalog;
 use crate::config::Settings;
-use crate::forward::{self, Authorized};
+use crate::forward::{self, Authorized, headers};
+use crate::grant::Grant;
 use crate::join::Join;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
+use crate::shares::Shares;
 use crate::tunnels::{Tunnels, accept};
 
 /// Largest body of an invitation or registration; the largest honest one is a few KiB. Costs that much per
@@ -61,6 +64,12 @@ pub struct Hub {
     pub catalog: Arc<Catalog>,
     /// Which of them are connected here.
     pub tunnels: Arc<Tunnels>,
+    /// What each user may take of this hub.
+    pub users: Shares,
+    /// What may be asked of each cluster.
+    pub clusters: Shares,
+    /// Who asked what.
+    pub audit: Audit,
     /// Invitations and registrations.
     pub join: Join,
     /// Discovery and OpenAPI.
@@ -84,12 +93,14 @@ pub struct Hub {
 /// Answers any request, and never fails: what cannot be done is answered with why.
 pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
     let method = request.method().clone();
-    let mut kind = "unknown";
-    let mut response = match decide(hub, peer, request, &mut kind).await {
+    // The parent's, where it sends one: it ties the lines of parent, hub and child together.
+    let id = headers::audit_id(request.headers()).unwrap_or_else(new_audit_id);
+    let (mut kind, mut event) = ("unknown", Event::default());
+    let mut response = match decide(hub, peer, request, &id, &mut kind, &mut event).await {
         Ok(response) => response,
         Err(refusal) => {
             hub.metrics.refused(refusal.label());
-            tracing::debug!(peer = %peer.address, kind, reason = refusal.label(), "refused: {refusal}");
+            tracing::debug!(request_id = ?id, peer = %peer.address, kind, reason = refusal.label(), "refused: {refusal}");
             respond(&refusal.to_status())
         }
     };
@@ -98,7 +109,12 @@ pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> 
     }
     let verb = crate::request_info::verb(&method).unwrap_or("other");
     hub.metrics.answered(kind, verb, response.status());
-    tracing::debug!(peer = %peer.address, kind, verb, code = response.status().as_u16(), "answered");
+    tracing::debug!(request_id = ?id, peer = %peer.address, kind, verb, code = response.status().as_u16(), "answered");
+    event.answered(response.status());
+    if let ResponseBody::Child(_, stay) = response.body_mut() {
+        stay.keep(event);
+    }
+    response.headers_mut().insert(headers::AUDIT_ID, id);
     response
 }
 
@@ -107,7 +123,9 @@ async fn decide(
     hub: &Arc<Hub>,
     peer: &Peer,
     request: Request<Incoming>,
+    id: &HeaderValue,
     kind: &mut &'static str,
+    event: &mut Event,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
     let info = RequestInfo::parse(request.method(), uri, headers, request.version())?;
@@ -116,7 +134,9 @@ async fn decide(
     if info == RequestInfo::Health {
         return health(hub, &request);
     }
+    *event = open_event(hub, peer, &request, id, &info)?;
     let who = authn::identify(&hub.front_proxy, peer, headers, now())?;
+    event.who(&who);
     match info {
         // For whoever the parent has authenticated, without a question to its authorizer: they are constants,
         // and must be there when the authorizer is not.
@@ -130,7 +150,7 @@ async fn decide(
             Ok(admin::encode_metrics(&hub.registry).map(full))
         }
         RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, request)).await,
-        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, proxied, request).await,
+        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, proxied, request, id, event).await,
         RequestInfo::Invite => {
             let body = Box::pin(may_create(hub, &who, "clusterinvitations", request)).await?;
             Box::pin(hub.join.invite(&who, &body)).await.map(|object| created(&object))
@@ -149,17 +169,42 @@ async fn proxy(
     who: &Arc<Identity>,
     proxied: Proxied,
     request: Request<Incoming>,
+    id: &HeaderValue,
+    event: &mut Event,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let action =
-        Action::Socket { verb: proxied.verb, subresource: "proxy", cluster: proxied.cluster.clone() };
-    // Asked together: the roles cost no time of their own.
-    let (allowed, roles) =
-        tokio::join!(hub.authz.allowed(who, action), hub.authz.roles(who, &proxied.cluster));
-    if !allowed? {
-        return Err(Refusal::ClusterForbidden(proxied.cluster, proxied.verb));
-    }
-    let child = mapping::to_child(who, &roles?, hub.settings.map_service_accounts)?;
-    forward::send(hub, peer, Authorized { proxied, child }, request).await
+    let share = |full| Refusal::share_used_up(&format!("user {:?}", who.user()), full);
+    let user = hub.users.take(who.user()).map_err(share)?;
+    let grant = Grant::ask(&hub.authz, who, &proxied.cluster, proxied.verb).await?;
+    let child = mapping::to_child(who, &grant.roles, hub.settings.map_service_accounts)?;
+    forward::send(hub, peer, Authorized { proxied, child, grant, user }, request, id, event).await
+}
+
+/// Begins the line in the audit log of what reaches a cluster, or makes one. Documents, health and metrics have none.
+fn open_event(
+    hub: &Hub,
+    peer: &Peer,
+    request: &Request<Incoming>,
+    id: &HeaderValue,
+    info: &RequestInfo,
+) -> Result<Event, Refusal> {
+    let (resource, cluster) = match info {
+        RequestInfo::Attach(cluster) => (Resource::Socket("attach"), Some(cluster)),
+        RequestInfo::Proxy(proxied) => (Resource::Socket("proxy"), Some(&proxied.cluster)),
+        RequestInfo::Invite => (Resource::Access("clusterinvitations"), None),
+        RequestInfo::Register => (Resource::Access("clusterregistrations"), None),
+        RequestInfo::Health | RequestInfo::HealthDetail | RequestInfo::Metrics | RequestInfo::Document(_) => {
+            return Ok(Event::default());
+        }
+    };
+    hub.audit.open(Asked {
+        id: id.to_str().unwrap_or_default(),
+        verb: crate::request_info::verb(request.method())?,
+        uri: request.uri(),
+        headers: request.headers(),
+        resource,
+        cluster,
+        source: headers::client_address(request.headers(), peer.address.ip()),
+    })
 }
 
 async fn may_read(hub: &Hub, who: &Arc<Identity>, path: &str) -> Result<(), Refusal> {
@@ -274,8 +319,14 @@ fn now() -> UnixTime {
 
 /// A random id in the form of a UUID, for tunnels and audit logs. Not a secret.
 pub(crate) fn random_id() -> String {
-    let hex = format!("{:032x}", rand::random::<u128>());
-    format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
+    let (one, two, three, four, five): (u32, u16, u16, u16, u64) = rand::random();
+    let (three, four, five) = (three & 0xfff, four & 0xfff, five & 0xffff_ffff_ffff);
+    format!("{one:08x}-{two:04x}-4{three:03x}-a{four:03x}-{five:012x}")
+}
+
+/// The id of a request that came without one.
+fn new_audit_id() -> HeaderValue {
+    HeaderValue::try_from(random_id()).unwrap_or(HeaderValue::from_static("none"))
 }
 
 #[cfg(test)]

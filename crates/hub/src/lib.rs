@@ -9,6 +9,7 @@
 
 pub mod apigroup;
 pub mod app;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod body;
@@ -18,12 +19,15 @@ pub mod config;
 pub mod control;
 pub mod forward;
 pub mod generate;
+pub mod grant;
 pub mod handle;
 pub mod join;
+pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod refusal;
 pub mod request_info;
 mod rewatch;
 pub mod route;
+pub mod shares;
 pub mod tunnels;

@@ -36,22 +36,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::authn::Peer;
 use crate::handle::{self, Hub};
+use crate::limits::Limits;
 use crate::metrics::InFlight;
 
 /// Connections at once, tunnels included. About 60 KiB each when idle: 1 GiB at most. Below the usual limit
 /// of 20,000 files, with room for the rest of the process.
-const MAX_CONNECTIONS: usize = 16_000;
-/// Time for the TLS handshake, and then for the first request; a silent stranger holds a socket no longer.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// See [`HANDSHAKE_TIMEOUT`]; on HTTP/1.1 also for each later request, idle time included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Header lines of an HTTP/1.1 request: one per group of the user, and directories go beyond 1,000.
-const MAX_HEADERS: usize = 2_000;
-/// Read buffer of HTTP/1.1, which bounds a request's head; kube-apiserver allows 1 MiB of headers. It grows
-/// only as far as a head needs.
-const MAX_BUFFER: usize = 1024 * 1024 + 64 * 1024;
-/// The same for HTTP/2; the default of 16 KiB makes Go's client fail for users of many groups.
-const MAX_HEADER_LIST: u32 = 1024 * 1024;
+pub const MAX_CONNECTIONS: usize = 16_000;
+/// Room for the request line of HTTP/1.1 beside its headers: the longest target that the `http` crate takes.
+const REQUEST_LINE: usize = 64 * 1024;
 /// Streams of one HTTP/2 connection. An API server puts all its plain requests and watches on one.
 const MAX_STREAMS: u32 = 10_000;
 /// HTTP/2 window of one stream: an upload whose child has stopped reading holds at most this much.
@@ -121,10 +113,11 @@ fn tls(certificate: ServingCert) -> anyhow::Result<ServerConfig> {
 /// One connection, from accept to end.
 async fn connection(socket: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, hub: Arc<Hub>) {
     let _counted = InFlight::new(&hub.metrics.connections);
+    let limits = &hub.settings.limits;
     if let Err(error) = tune(&socket) {
         tracing::debug!(%address, %error, "a socket could not be tuned");
     }
-    let socket = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
+    let socket = match timeout(limits.head_timeout, acceptor.accept(socket)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(error)) => return tracing::debug!(%address, %error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
@@ -145,12 +138,12 @@ async fn connection(socket: TcpStream, address: SocketAddr, acceptor: TlsAccepto
     // Tasks of HTTP/2 streams end with their connection; the tracker only waits for them.
     let streams = TaskTracker::new();
     let connection = if is_http2 {
-        Either::Left(http2(&streams).serve_connection(io, service))
+        Either::Left(http2(&streams, limits).serve_connection(io, service))
     } else {
-        Either::Right(http1().serve_connection(io, service).with_upgrades())
+        Either::Right(http1(limits).serve_connection(io, service).with_upgrades())
     };
     let mut connection = pin!(connection);
-    let (mut first, mut draining) = (pin!(sleep(HEAD_TIMEOUT)), false);
+    let (mut first, mut draining) = (pin!(sleep(limits.head_timeout)), false);
     let mut waited = false;
     loop {
         tokio::select! {
@@ -188,22 +181,24 @@ fn tune(socket: &TcpStream) -> std::io::Result<()> {
     )
 }
 
-fn http1() -> http1::Builder {
+fn http1(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_BUFFER);
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(limits.header_lines as usize)
+        // The read buffer bounds a request's head; it grows only as far as a head needs.
+        .max_buf_size(limits.header_bytes as usize + REQUEST_LINE);
     builder
 }
 
-fn http2(streams: &TaskTracker) -> http2::Builder<Tracked> {
+fn http2(streams: &TaskTracker, limits: &Limits) -> http2::Builder<Tracked> {
     let mut builder = http2::Builder::new(Tracked(streams.clone()));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST)
+        // The default of 16 KiB makes Go's client fail for users of many groups.
+        .max_header_list_size(limits.header_bytes)
         // Never `adaptive_window`: it would make the window of the connection that of one stream.
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -26,6 +26,13 @@ pub struct Refused {
     pub reason: &'static str,
 }
 
+/// Label of an open request that the hub ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Ended {
+    /// rights, idle.
+    pub reason: &'static str,
+}
+
 /// Label of a question to the parent's authorizer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Asked {
@@ -54,6 +61,10 @@ pub struct Metrics {
     pub agent_errors: Counter,
     /// `towline_hub_connections`
     pub connections: Gauge,
+    /// `towline_hub_audit_lost_total`
+    pub audit_lost: Counter,
+    /// `towline_hub_streams_ended_total`
+    pub streams_ended: Family<Ended, Counter>,
 }
 
 impl Metrics {
@@ -82,6 +93,12 @@ impl Metrics {
             metrics.agent_errors.clone(),
         );
         registry.register("connections", "Connections that are open", metrics.connections.clone());
+        registry.register("audit_lost", "Audit events that could not be written", metrics.audit_lost.clone());
+        registry.register(
+            "streams_ended",
+            "Open requests that the hub itself ended",
+            metrics.streams_ended.clone(),
+        );
         (metrics, Arc::new(registry))
     }
 
@@ -100,6 +117,11 @@ impl Metrics {
     /// Counts one refusal.
     pub fn refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// Counts one open request that the hub ended.
+    pub fn stream_ended(&self, reason: &'static str) {
+        self.streams_ended.get_or_create(&Ended { reason }).inc();
     }
 
     /// Counts one question to the authorizer.

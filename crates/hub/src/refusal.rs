@@ -7,6 +7,8 @@ use api::names::ClusterId;
 use api::status::{Reason, Status};
 use http::StatusCode;
 
+use crate::shares::Full;
+
 /// Why the hub answers by itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -40,6 +42,12 @@ pub enum Refusal {
     /// A request that could be read in two ways, or not at all.
     #[error("{0}")]
     BadRequest(String),
+    /// One user or one cluster has used up its share of the hub.
+    #[error("{0}")]
+    ShareUsedUp(String),
+    /// The audit log cannot follow.
+    #[error("the hub's audit log cannot be written as fast as requests come; try again")]
+    AuditBehind,
     /// The body is over a limit.
     #[error("the request body is over {0} bytes")]
     BodyTooLarge(usize),
@@ -84,7 +92,8 @@ impl Refusal {
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, Reason::NotAcceptable),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, Reason::BadRequest),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Reason::RequestEntityTooLarge),
-            Self::JustLost(..) | Self::Offline(..) | Self::Stopping => {
+            Self::ShareUsedUp(_) => (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests),
+            Self::JustLost(..) | Self::Offline(..) | Self::Stopping | Self::AuditBehind => {
                 (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable)
             }
             Self::TunnelBroke(..) | Self::BadAnswer(..) => (StatusCode::BAD_GATEWAY, Reason::Unknown),
@@ -93,7 +102,8 @@ impl Refusal {
         };
         let status = Status::new(code, reason, self.to_string());
         // client-go retries any 5xx with Retry-After ten times: only for what passes by itself.
-        let passes = matches!(self, Self::JustLost(..) | Self::Stopping);
+        let passes =
+            matches!(self, Self::JustLost(..) | Self::Stopping | Self::ShareUsedUp(_) | Self::AuditBehind);
         if passes { status.retry_after(1) } else { status }
     }
 
@@ -110,6 +120,8 @@ impl Refusal {
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::NotAcceptable(_) => "not_acceptable",
             Self::BadRequest(_) => "bad_request",
+            Self::ShareUsedUp(_) => "share_used_up",
+            Self::AuditBehind => "audit_behind",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::JustLost(..) => "just_lost",
             Self::Offline(..) => "offline",
@@ -119,6 +131,20 @@ impl Refusal {
             Self::Timeout(..) => "timeout",
             Self::Other(_) => "other",
         }
+    }
+}
+
+impl Refusal {
+    /// A share is used up: the user's, or the cluster's.
+    pub fn share_used_up(whose: &str, full: Full) -> Self {
+        Self::ShareUsedUp(match full {
+            Full::InFlight(most) => {
+                format!(
+                    "{whose} has {most} requests and streams open through this hub, which is the limit; close some"
+                )
+            }
+            Full::Rate(most) => format!("{whose} has more than {most} requests a second; slow down"),
+        })
     }
 }
 

@@ -13,12 +13,6 @@ use http::{HeaderMap, Method, Uri, Version, header};
 
 use crate::refusal::Refusal;
 
-/// Longest time that a short request waits for the head of a child's answer; what kube-apiserver itself
-/// allows (`--request-timeout`), since the parent applies none on these paths.
-pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
-/// So much later than the child's own deadline, so that its better explained 504 comes first.
-pub const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
-
 const PROXIES: &str = "/apis/proxies.clusternet.io/v1alpha1/";
 const ACCESS: &str = "/apis/access.towline.io/v1alpha1/";
 
@@ -52,7 +46,8 @@ pub struct Proxied {
     pub target: PathAndQuery,
     /// Kubernetes' verb for the method, as the parent saw it.
     pub verb: &'static str,
-    /// How long the head of the answer may take; `None` for what stays open by nature.
+    /// How long the caller waits for the head of the answer, [`Duration::MAX`] if that was not said; `None` for what
+    /// stays open by nature.
     pub deadline: Option<Duration>,
 }
 
@@ -309,7 +304,7 @@ fn deadline(path: &str, query: Option<&str>) -> Option<Duration> {
         return None;
     }
     let asked = pairs().find(|(key, _)| *key == "timeout").and_then(|(_, value)| go_duration(value));
-    Some(asked.filter(|asked| !asked.is_zero()).unwrap_or(MAX_TIMEOUT).min(MAX_TIMEOUT) + TIMEOUT_MARGIN)
+    Some(asked.filter(|asked| !asked.is_zero()).unwrap_or(Duration::MAX))
 }
 
 /// Go's durations, as in `?timeout=1m30s`: whole numbers and the units of a request.
@@ -507,18 +502,19 @@ mod tests {
     fn short_requests_have_a_deadline_and_open_ones_have_none() {
         let deadline = |target: &str| {
             let target: PathAndQuery = target.parse().unwrap();
-            deadline(target.path(), target.query()).map(|deadline| (deadline - TIMEOUT_MARGIN).as_millis())
+            deadline(target.path(), target.query())
+                .map(|given| (given < Duration::MAX).then_some(given.as_millis()))
         };
         for (target, expected) in [
-            ("/api/v1/pods", Some(60_000)),
-            ("/api/v1/pods?timeout=5s", Some(5_000)),
-            ("/api/v1/pods?timeout=1m30s", Some(60_000)),
-            ("/api/v1/pods?timeout=500ms", Some(500)),
-            ("/api/v1/pods?timeout=0s", Some(60_000)),
-            ("/api/v1/pods?timeout=99999999999h", Some(60_000)),
-            ("/api/v1/pods?timeout=-1s", Some(60_000)),
-            ("/api/v1/pods?watch=0&limit=5", Some(60_000)),
-            ("/api/v1/pods?watch=False", Some(60_000)),
+            ("/api/v1/pods", Some(None)),
+            ("/api/v1/pods?timeout=5s", Some(Some(5_000))),
+            ("/api/v1/pods?timeout=1m30s", Some(Some(90_000))),
+            ("/api/v1/pods?timeout=500ms", Some(Some(500))),
+            ("/api/v1/pods?timeout=0s", Some(None)),
+            ("/api/v1/pods?timeout=99999999999h", Some(None)),
+            ("/api/v1/pods?timeout=-1s", Some(None)),
+            ("/api/v1/pods?watch=0&limit=5", Some(None)),
+            ("/api/v1/pods?watch=False", Some(None)),
             ("/api/v1/pods?watch=true&timeoutSeconds=5", None),
             ("/api/v1/pods?watch=1&watch=0", None),
             ("/api/v1/pods?watch", None),

@@ -14,6 +14,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use api::identity::IDENTITY_HEADER;
 
+use crate::authn::hyphenated;
+
 /// Header with which an agent marks an answer of its own; it stays inside the tunnel.
 pub const AGENT_ERROR: HeaderName = HeaderName::from_static(tunnel_proto::names::HEADER_AGENT_ERROR);
 /// Header that ties the audit logs of parent, hub and child together.
@@ -161,13 +163,13 @@ pub fn sanitize_response(status: StatusCode, headers: &mut HeaderMap) -> Result<
         .flat_map(|line| line.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
-    let dropped = |name: &str| {
-        let folded = name.replace('_', "-");
-        DROPPED.contains(&folded.as_str())
+    let dropped = |name: &&HeaderName| {
+        let folded = hyphenated(name);
+        DROPPED.contains(&folded.as_ref())
             || DROPPED_PREFIXES.iter().any(|prefix| folded.starts_with(prefix))
-            || named.iter().any(|named| named == name)
+            || named.iter().any(|named| named == name.as_str())
     };
-    let doomed: Vec<HeaderName> = headers.keys().filter(|name| dropped(name.as_str())).cloned().collect();
+    let doomed: Vec<HeaderName> = headers.keys().filter(dropped).cloned().collect();
     for name in doomed {
         if let Entry::Occupied(entry) = headers.entry(name) {
             entry.remove_entry_mult();

@@ -2,19 +2,25 @@
 //! the child's 101 becomes ours. Until the child has said 101 not a byte of the caller's stream moves
 //! (CVE-2018-1002105); any other answer is passed on as a complete error, after which the connection closes.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tunnel_proto::UpgradeProtocol;
 use tunnel_proto::names::AUTHORITY_KUBERNETES;
 use tunnel_proto::upgrade::{connect_request, switching_protocols, tunnel_uri};
 
-use super::{Open, empty, exchange, pass_on};
+use super::{Stay, empty, exchange, pass_on};
+use crate::audit::Event;
 use crate::body::ResponseBody;
 use crate::handle::Hub;
 use crate::metrics::InFlight;
@@ -72,33 +78,36 @@ fn asked(method: &Method, version: Version, headers: &HeaderMap) -> Result<Optio
 pub(super) async fn send(
     hub: &Arc<Hub>,
     live: &Arc<Live>,
-    name: String,
+    name: &str,
     proxied: Proxied,
     protocol: UpgradeProtocol,
     outbound: HeaderMap,
     mut request: Request<Incoming>,
-    open: Open,
+    mut stay: Stay,
+    event: &mut Event,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let uri = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     let mut connect = connect_request(protocol, request.method(), uri, empty());
     // The identity and the rest beside the one header that the mapping has set.
     connect.headers_mut().extend(outbound);
-    let mut answer = exchange(hub, live, &name, connect).await?;
+    let mut answer = exchange(hub, live, name, connect).await?;
     if answer.status() != StatusCode::OK {
-        return not_switched(hub, &name, answer, open);
+        return not_switched(hub, name, answer, stay);
     }
     if protocol == UpgradeProtocol::WebSocket
         && !answer.headers().contains_key(http::header::SEC_WEBSOCKET_ACCEPT)
     {
         return Err(Refusal::BadAnswer(
-            name,
+            name.to_owned(),
             "it switched to websocket without sec-websocket-accept".to_owned(),
         ));
     }
     let child = hyper::upgrade::on(&mut answer);
     let caller = hyper::upgrade::on(&mut request);
-    hub.streams.spawn(carry(Arc::clone(hub), name, caller, child, open.into_guard()));
+    event.answered(StatusCode::SWITCHING_PROTOCOLS);
+    stay.keep(event.take());
+    hub.streams.spawn(carry(Arc::clone(hub), name.to_owned(), caller, child, stay));
     Ok(switching_protocols(protocol, answer.headers(), ResponseBody::empty()))
 }
 
@@ -107,7 +116,7 @@ fn not_switched(
     hub: &Hub,
     name: &str,
     answer: Response<Incoming>,
-    open: Open,
+    stay: Stay,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (mut parts, body) = answer.into_parts();
     if parts.status.as_u16() < 400 {
@@ -115,31 +124,98 @@ fn not_switched(
         return Err(Refusal::BadAnswer(name.to_owned(), why));
     }
     pass_on(hub, name, parts.status, &mut parts.headers)?;
-    let mut response = Response::new(ResponseBody::Child(body, open.into_guard()));
+    let mut response = Response::new(ResponseBody::Child(body, Box::new(stay)));
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     Ok(response)
 }
 
-/// Copies both ways, with half-close, until both have ended or either breaks.
-async fn carry(hub: Arc<Hub>, name: String, caller: OnUpgrade, child: OnUpgrade, _open: InFlight) {
+/// Copies both ways, with half-close, until both have ended, either breaks, nothing moves for too long, or the caller
+/// loses the right to it.
+async fn carry(hub: Arc<Hub>, name: String, caller: OnUpgrade, child: OnUpgrade, mut stay: Stay) {
     let _counted = InFlight::new(&hub.metrics.upgrades);
+    let moved = Arc::new(AtomicU64::new(0));
     let streams = async {
         let (caller, child) = tokio::try_join!(caller, child)?;
-        let (mut caller, mut child) = (TokioIo::new(caller), TokioIo::new(child));
+        let mut caller = Watched { stream: TokioIo::new(caller), moved: Arc::clone(&moved) };
+        let mut child = TokioIo::new(child);
         let copied = copy_bidirectional_with_sizes(&mut caller, &mut child, BUFFER, BUFFER).await;
         Ok::<_, hyper::Error>(copied)
     };
     let ended = tokio::select! {
         biased;
-        () = hub.phases.cut.cancelled() => return,
-        ended = streams => ended,
+        () = hub.phases.cut.cancelled() => return stay.ended("stopped", "this hub has stopped"),
+        ended = streams => Some(ended),
+        () = stay.ended_by_rights() => None,
+        () = idle(&moved, hub.settings.limits.stream_idle) => {
+            stay.ended("idle", "nothing moved for too long");
+            None
+        }
     };
     match ended {
-        Ok(Ok((up, down))) => tracing::debug!(cluster = name, up, down, "a stream has ended"),
-        Ok(Err(error)) => tracing::debug!(cluster = name, %error, "a stream broke"),
-        Err(error) => tracing::debug!(cluster = name, %error, "an upgrade did not happen"),
+        Some(Ok(Ok((up, down)))) => tracing::debug!(cluster = name, up, down, "a stream has ended"),
+        Some(Ok(Err(error))) => {
+            stay.broke();
+            tracing::debug!(cluster = name, %error, "a stream broke");
+        }
+        Some(Err(error)) => tracing::debug!(cluster = name, %error, "an upgrade did not happen"),
+        None => tracing::info!(cluster = name, "a stream was ended by this hub"),
+    }
+}
+
+/// Resolves when nothing has moved for the whole of the limit.
+async fn idle(moved: &AtomicU64, limit: Duration) {
+    let mut before = moved.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(limit).await;
+        let now = moved.load(Ordering::Relaxed);
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
+/// A stream that counts what moves through it, in either direction.
+struct Watched<S> {
+    stream: S,
+    moved: Arc<AtomicU64>,
+}
+
+impl<S> Watched<S> {
+    fn count<T>(&self, polled: &Poll<T>) {
+        if polled.is_ready() {
+            self.moved.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.count(&polled);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.count(&polled);
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -181,6 +257,21 @@ mod tests {
             ),
             Ok(None)
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_idle_only_when_nothing_moved_for_the_whole_limit() {
+        let limit = Duration::from_secs(60);
+        let moved = Arc::new(AtomicU64::new(0));
+        let began = tokio::time::Instant::now();
+        let idle = idle(&moved, limit);
+        let one_byte = async {
+            tokio::time::sleep(Duration::from_secs(59)).await;
+            let mut stream = Watched { stream: tokio::io::empty(), moved: Arc::clone(&moved) };
+            tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await.unwrap();
+        };
+        tokio::join!(idle, one_byte);
+        assert_eq!(began.elapsed(), 2 * limit);
     }
 
     #[test]

@@ -33,7 +33,10 @@ use super::*;
 use crate::authn::front_proxy::tests::{Ca, ca, client, data};
 use crate::authz::fake_parent::FakeParent;
 use crate::catalog::Cluster;
+use crate::limits::Limits;
 use crate::listen;
+
+mod bounds;
 
 const BASE: &str = "/apis/proxies.clusternet.io/v1alpha1/sockets";
 const AGENT: &str = "system:serviceaccount:clusternet-ns:clusternet-agent";
@@ -49,6 +52,20 @@ struct World {
     tasks: JoinSet<()>,
 }
 
+/// What a test wants otherwise.
+struct Setup {
+    limits: Limits,
+    audit: Audit,
+    /// How long answers of the authorizer are remembered.
+    memory: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { limits: Limits::default(), audit: Audit::default(), memory: Duration::from_secs(10) }
+    }
+}
+
 /// How a test connects.
 #[derive(Clone, Copy, PartialEq)]
 enum Wire {
@@ -60,6 +77,11 @@ enum Wire {
 impl World {
     /// With cluster c1 known and nobody connected; alice may use it and view it.
     async fn start() -> Self {
+        Self::start_with(Setup::default()).await
+    }
+
+    /// The same with a hub that is set up otherwise.
+    async fn start_with(setup: Setup) -> Self {
         let parent = FakeParent::start(|spec| {
             let asked = &spec["resourceAttributes"];
             let agent = spec["user"] == AGENT && asked["subresource"] == "attach";
@@ -72,14 +94,18 @@ impl World {
         let settings = Settings {
             shutdown_delay: Duration::ZERO,
             shutdown_grace: Duration::from_secs(5),
+            limits: setup.limits,
             ..Settings::default()
         };
         let (metrics, registry) = Metrics::new();
         let (catalog, settings) = (Arc::new(Catalog::default()), Arc::new(settings));
         let hub = Arc::new(Hub {
             front_proxy: Arc::default(),
-            authz: Authz::new(parent.client(), metrics.clone()),
+            authz: Authz::remembering(parent.client(), metrics.clone(), setup.memory),
             tunnels: Arc::new(Tunnels::new(metrics.clone())),
+            users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
+            clusters: Shares::new(settings.limits.cluster_in_flight, settings.limits.cluster_rate),
+            audit: setup.audit,
             join: Join::new(parent.client(), Arc::clone(&settings), Arc::clone(&catalog)),
             documents: Documents::new(),
             streams: TaskTracker::new(),
@@ -115,7 +141,12 @@ impl World {
 
     /// With an agent whose child is [`child`].
     async fn connected() -> Self {
-        let mut world = Self::start().await;
+        Self::start().await.connect().await
+    }
+
+    /// Lets the agent in.
+    async fn connect(self) -> Self {
+        let mut world = self;
         let mut changes = world.hub.tunnels.changes();
         let tunnel = world.attach(AGENT, "c1").await.unwrap();
         world.tasks.spawn(async move {
@@ -125,6 +156,15 @@ impl World {
         });
         changes.changed().await.unwrap();
         world
+    }
+
+    /// Ends everything, and returns when nothing of the hub is left.
+    async fn close(mut self) {
+        self.hub.phases.draining.cancel();
+        self.hub.phases.cut.cancel();
+        self.hub.streams.close();
+        self.hub.streams.wait().await;
+        self.tasks.shutdown().await;
     }
 
     async fn dial(
