@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +81,8 @@ macro_rules! label_newtype {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        // Shared: each request clones it several times.
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The text.
@@ -96,7 +98,7 @@ macro_rules! label_newtype {
                 if !is_label(text, $max) {
                     return Err(InvalidName { what: $what, max: $max });
                 }
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
         }
 
@@ -110,7 +112,7 @@ macro_rules! label_newtype {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 

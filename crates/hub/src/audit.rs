@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use anyhow::Context as _;
 use api::identity::Identity;
 use api::names::{ClusterId, PROXIES_GROUP, PROXIES_VERSION};
-use http::{HeaderMap, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
@@ -32,6 +32,8 @@ const SPARE: usize = 8192;
 const GROUPS: usize = 100;
 /// Bytes of a user agent that are written.
 const USER_AGENT: usize = 512;
+/// Room for an ordinary line.
+const LINE: usize = 1024;
 /// What a query key contains whose value is a secret.
 const SECRET_KEYS: [&str; 4] = ["token", "password", "secret", "credential"];
 
@@ -49,7 +51,7 @@ pub enum Target {
 /// The log. Clones write to the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Audit {
-    queue: Option<mpsc::Sender<String>>,
+    queue: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 /// The thread that writes; it ends when the last event and the last [`Audit`] are gone.
@@ -90,12 +92,12 @@ impl Audit {
         Ok(Event(Some(Box::new(Open {
             place: Some(place),
             queue: queue.clone(),
-            id: asked.id.to_owned(),
+            id: asked.id.clone(),
             verb: asked.verb,
-            uri: without_secrets(asked.uri),
+            uri: asked.uri.clone(),
             resource: asked.resource,
             source: asked.source,
-            user_agent: user_agent(asked.headers),
+            user_agent: asked.headers.get(header::USER_AGENT).cloned(),
             received: now(),
             cluster: asked.cluster.cloned(),
             who: None,
@@ -111,7 +113,7 @@ impl Audit {
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     /// The audit id.
-    pub id: &'a str,
+    pub id: &'a HeaderValue,
     /// Kubernetes' verb for the method.
     pub verb: &'static str,
     /// As it came.
@@ -141,14 +143,15 @@ pub struct Event(Option<Box<Open>>);
 
 #[derive(Debug)]
 struct Open {
-    place: Option<mpsc::OwnedPermit<String>>,
-    queue: mpsc::Sender<String>,
-    id: String,
+    place: Option<mpsc::OwnedPermit<Vec<u8>>>,
+    queue: mpsc::Sender<Vec<u8>>,
+    // As they came, and shared with the request: only the line itself is written out.
+    id: HeaderValue,
     verb: &'static str,
-    uri: String,
+    uri: Uri,
     resource: Resource,
     source: IpAddr,
-    user_agent: String,
+    user_agent: Option<HeaderValue>,
     received: Timestamp,
     cluster: Option<ClusterId>,
     who: Option<Arc<Identity>>,
@@ -212,7 +215,7 @@ impl Drop for Event {
 }
 
 impl Open {
-    fn line(&self, stage: &'static str) -> String {
+    fn line(&self, stage: &'static str) -> Vec<u8> {
         let name = self.cluster.as_ref().map(ClusterId::as_str);
         let (group, version, resource, subresource) = match self.resource {
             Resource::Socket(subresource) => (PROXIES_GROUP, PROXIES_VERSION, "sockets", Some(subresource)),
@@ -230,13 +233,13 @@ impl Open {
             kind: "Event",
             api_version: "audit.k8s.io/v1",
             level: "Metadata",
-            audit_id: &self.id,
+            audit_id: self.id.to_str().unwrap_or_default(),
             stage,
-            request_uri: &self.uri,
+            request_uri: &without_secrets(&self.uri),
             verb: self.verb,
             user: self.who.as_deref().map(User::of).unwrap_or_default(),
             source_ips: [self.source],
-            user_agent: &self.user_agent,
+            user_agent: &self.user_agent.as_ref().map(user_agent).unwrap_or_default(),
             object_ref: ObjectRef { resource, name, api_group: group, api_version: version, subresource },
             response_status: self.code.map(|code| ResponseStatus { metadata: Empty {}, code: code.as_u16() }),
             request_received_timestamp: self.received,
@@ -248,10 +251,11 @@ impl Open {
                 end,
             },
         };
-        // Nothing in it can fail to be JSON; an empty line would still keep the count right.
-        let mut line = serde_json::to_string(&line).unwrap_or_default();
-        line.push('\n');
-        line
+        let mut text = Vec::with_capacity(LINE);
+        // Nothing in it can fail to be JSON; what there is would still keep the count right.
+        let _ = serde_json::to_writer(&mut text, &line);
+        text.push(b'\n');
+        text
     }
 }
 
@@ -343,24 +347,19 @@ fn now() -> Timestamp {
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
-fn user_agent(headers: &HeaderMap) -> String {
-    let Some(value) = headers.get(header::USER_AGENT) else { return String::new() };
-    let shown = value.as_bytes().get(..USER_AGENT).unwrap_or(value.as_bytes());
-    String::from_utf8_lossy(shown).into_owned()
+fn user_agent(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes().get(..USER_AGENT).unwrap_or(value.as_bytes()))
 }
 
 /// Path and query; the values of keys that are named like secrets are replaced.
-fn without_secrets(uri: &Uri) -> String {
+fn without_secrets(uri: &Uri) -> Cow<'_, str> {
     let (path, query) = (uri.path(), uri.query().unwrap_or_default());
     let secret = |pair: &str| {
         let key = pair.split_once('=').map(|(key, _)| key.to_ascii_lowercase());
         key.is_some_and(|key| SECRET_KEYS.iter().any(|word| key.contains(word)) || key.contains('%'))
     };
-    if query.is_empty() {
-        return path.to_owned();
-    }
     if !query.split('&').any(secret) {
-        return format!("{path}?{query}");
+        return uri.path_and_query().map_or(path, |whole| whole.as_str()).into();
     }
     let pairs: Vec<Cow<'_, str>> = query
         .split('&')
@@ -369,11 +368,11 @@ fn without_secrets(uri: &Uri) -> String {
             _ => pair.into(),
         })
         .collect();
-    format!("{path}?{}", pairs.join("&"))
+    format!("{path}?{}", pairs.join("&")).into()
 }
 
 /// Writes what comes until nobody can send any more; flushes whenever it has caught up.
-fn write(mut lines: mpsc::Receiver<String>, sink: Box<dyn Write + Send>, lost: &Counter) {
+fn write(mut lines: mpsc::Receiver<Vec<u8>>, sink: Box<dyn Write + Send>, lost: &Counter) {
     let mut sink = std::io::BufWriter::with_capacity(64 * 1024, sink);
     let mut told = false;
     while let Some(line) = lines.blocking_recv() {
@@ -384,7 +383,7 @@ fn write(mut lines: mpsc::Receiver<String>, sink: Box<dyn Write + Send>, lost: &
                 break;
             }
         }
-        let written = waiting.iter().try_for_each(|line| sink.write_all(line.as_bytes()));
+        let written = waiting.iter().try_for_each(|line| sink.write_all(line));
         if let Err(error) = written.and_then(|()| sink.flush()) {
             lost.inc_by(waiting.len() as u64);
             if !told {
@@ -403,9 +402,11 @@ mod tests {
 
     use super::*;
 
+    static ID: HeaderValue = HeaderValue::from_static("id-1");
+
     fn asked<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Asked<'a> {
         Asked {
-            id: "id-1",
+            id: &ID,
             verb: "get",
             uri,
             headers,
@@ -415,13 +416,13 @@ mod tests {
         }
     }
 
-    fn log(places: usize) -> (Audit, mpsc::Receiver<String>) {
+    fn log(places: usize) -> (Audit, mpsc::Receiver<Vec<u8>>) {
         let (queue, lines) = mpsc::channel(places);
         (Audit { queue: Some(queue) }, lines)
     }
 
-    fn next(lines: &mut mpsc::Receiver<String>) -> Value {
-        serde_json::from_str(&lines.try_recv().unwrap()).unwrap()
+    fn next(lines: &mut mpsc::Receiver<Vec<u8>>) -> Value {
+        serde_json::from_slice(&lines.try_recv().unwrap()).unwrap()
     }
 
     #[test]

@@ -197,7 +197,7 @@ fn open_event(
         }
     };
     hub.audit.open(Asked {
-        id: id.to_str().unwrap_or_default(),
+        id,
         verb: crate::request_info::verb(request.method())?,
         uri: request.uri(),
         headers: request.headers(),

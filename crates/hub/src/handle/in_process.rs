@@ -8,6 +8,7 @@ use std::sync::Arc;
 use api::identity::{IDENTITY_HEADER, Identity};
 use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -36,6 +37,7 @@ use crate::catalog::Cluster;
 use crate::limits::Limits;
 use crate::listen;
 
+mod allocations;
 mod bounds;
 
 const BASE: &str = "/apis/proxies.clusternet.io/v1alpha1/sockets";
@@ -82,6 +84,13 @@ impl World {
 
     /// The same with a hub that is set up otherwise.
     async fn start_with(setup: Setup) -> Self {
+        let (mut world, serve) = Self::prepare(setup).await;
+        world.tasks.spawn(serve);
+        world
+    }
+
+    /// The same, and what has to run somewhere for the hub to serve.
+    async fn prepare(setup: Setup) -> (Self, BoxFuture<'static, ()>) {
         let parent = FakeParent::start(|spec| {
             let asked = &spec["resourceAttributes"];
             let agent = spec["user"] == AGENT && asked["subresource"] == "attach";
@@ -133,10 +142,9 @@ impl World {
             ServingCert::new(&serving.cert.pem(), &serving.signing_key.serialize_pem()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut tasks = JoinSet::new();
         let serve = listen::serve(listener, certificate, Arc::clone(&hub));
-        tasks.spawn(async move { serve.await.unwrap() });
-        Self { hub, parent, address, ca, roots, tasks }
+        let serve = Box::pin(async move { serve.await.unwrap() });
+        (Self { hub, parent, address, ca, roots, tasks: JoinSet::new() }, serve)
     }
 
     /// With an agent whose child is [`child`].
@@ -160,8 +168,8 @@ impl World {
 
     /// Ends everything, and returns when nothing of the hub is left.
     async fn close(mut self) {
-        self.hub.phases.draining.cancel();
         self.hub.phases.cut.cancel();
+        self.hub.phases.draining.cancel();
         self.hub.streams.close();
         self.hub.streams.wait().await;
         self.tasks.shutdown().await;
