@@ -105,13 +105,19 @@ pub fn add_upgrade(inbound: &HeaderMap, outbound: &mut HeaderMap) {
     let offered: Vec<_> = lines
         .flat_map(|line| line.split(','))
         .map(str::trim)
-        .filter(|protocol| !protocol.is_empty() && !protocol.starts_with(TOKEN_PROTOCOL))
+        .filter(|protocol| !protocol.is_empty() && !is_token(protocol))
         .collect();
     if !offered.is_empty()
         && let Ok(value) = HeaderValue::try_from(offered.join(", "))
     {
         outbound.insert(SEC_WEBSOCKET_PROTOCOL, value);
     }
+}
+
+/// Compared without case: what is no token to a kube-apiserver is still one to whoever reads its logs.
+fn is_token(protocol: &str) -> bool {
+    let prefix = protocol.as_bytes().get(..TOKEN_PROTOCOL.len());
+    prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(TOKEN_PROTOCOL.as_bytes()))
 }
 
 fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
@@ -280,7 +286,7 @@ mod tests {
     fn a_token_among_the_protocols_stays_behind() {
         let inbound = map(&[
             ("Sec-WebSocket-Protocol", "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0"),
-            ("Sec-WebSocket-Protocol", "v4.channel.k8s.io"),
+            ("Sec-WebSocket-Protocol", "v4.channel.k8s.io, Base64URL.bearer.authorization.k8s.io.c2VjcmV0"),
             ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
             ("X-Stream-Protocol-Version", "v3.channel.k8s.io"),
             ("Sec-WebSocket-Key", "k"),
