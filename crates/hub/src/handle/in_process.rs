@@ -23,12 +23,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tunnel_proto::upgrade::{connect_answer, connect_target};
-use tunnel_proto::{Body, BoxError, Hello, agent_side, names};
+use tunnel_proto::{Body, BoxError, Hello, UpgradeProtocol, agent_side, names};
 
 use super::*;
 use crate::authn::front_proxy::tests::{Ca, ca, client, data};
@@ -37,8 +37,12 @@ use crate::catalog::Cluster;
 use crate::limits::Limits;
 use crate::listen;
 
+mod abuse;
 mod allocations;
 mod bounds;
+mod frames;
+mod raw;
+mod recorder;
 
 const BASE: &str = "/apis/proxies.clusternet.io/v1alpha1/sockets";
 const AGENT: &str = "system:serviceaccount:clusternet-ns:clusternet-agent";
@@ -152,8 +156,25 @@ impl World {
         Self::start().await.connect().await
     }
 
+    /// With an agent whose child answers like this.
+    async fn connected_to<F, A>(child: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> A + Send + 'static,
+        A: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::start().await.connect_to(child).await
+    }
+
     /// Lets the agent in.
     async fn connect(self) -> Self {
+        self.connect_to(child).await
+    }
+
+    async fn connect_to<F, A>(self, child: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> A + Send + 'static,
+        A: Future<Output = Response<Body>> + Send + 'static,
+    {
         let mut world = self;
         let mut changes = world.hub.tunnels.changes();
         let tunnel = world.attach(AGENT, "c1").await.unwrap();
@@ -274,6 +295,28 @@ fn whole(text: String) -> Body {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
 }
 
+/// Switches protocols, with these headers beside those that it takes, and sends back what comes, at its end.
+fn echo(
+    request: &mut Request<Incoming>,
+    protocol: UpgradeProtocol,
+    mut headers: HeaderMap,
+) -> Response<Body> {
+    headers.insert("upgrade", protocol.as_upgrade_header().parse().unwrap());
+    headers.insert("sec-websocket-accept", "accepted".parse().unwrap());
+    let upgrade = hyper::upgrade::on(request);
+    // The echo lives as long as the stream, which a test may cut; a test's runtime ends it.
+    TRACKER.spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await?);
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await?;
+        stream.write_all(&received).await?;
+        stream.write_all(b" and goodbye").await?;
+        stream.shutdown().await?;
+        Ok::<_, BoxError>(())
+    });
+    connect_answer(protocol, &headers, whole(String::new())).unwrap()
+}
+
 /// The child and its agent.
 async fn child(mut request: Request<Incoming>) -> Response<Body> {
     assert_eq!(request.uri().authority().unwrap(), names::AUTHORITY_KUBERNETES);
@@ -284,24 +327,8 @@ async fn child(mut request: Request<Incoming>) -> Response<Body> {
             return response;
         }
         let mut headers = HeaderMap::new();
-        headers.insert("upgrade", protocol.as_upgrade_header().parse().unwrap());
-        headers.insert("sec-websocket-accept", "accepted".parse().unwrap());
         headers.insert("x-stream-protocol-version", method.as_str().parse().unwrap());
-        let upgrade = hyper::upgrade::on(&mut request);
-        let (body_tx, body_rx) = mpsc::channel::<Result<Frame<Bytes>, BoxError>>(1);
-        drop(body_rx);
-        // The echo lives as long as the stream; a test's runtime ends it.
-        let echo = async move {
-            let mut stream = TokioIo::new(upgrade.await.unwrap());
-            let mut received = Vec::new();
-            stream.read_to_end(&mut received).await.unwrap();
-            stream.write_all(&received).await.unwrap();
-            stream.write_all(b" and goodbye").await.unwrap();
-            stream.shutdown().await.unwrap();
-            drop(body_tx);
-        };
-        TRACKER.spawn(echo);
-        return connect_answer(protocol, &headers, whole(String::new())).unwrap();
+        return echo(&mut request, protocol, headers);
     }
     match request.uri().path() {
         "/redirect" => {
