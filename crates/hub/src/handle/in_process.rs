@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::ExtendedKeyUsagePurpose;
 use runtime::tls::ServingCert;
@@ -39,10 +39,13 @@ use crate::listen;
 
 mod abuse;
 mod allocations;
+mod attach;
 mod bounds;
 mod frames;
+mod http2;
 mod raw;
 mod recorder;
+mod slow;
 
 const BASE: &str = "/apis/proxies.clusternet.io/v1alpha1/sockets";
 const AGENT: &str = "system:serviceaccount:clusternet-ns:clusternet-agent";
@@ -131,14 +134,7 @@ impl World {
             settings,
         });
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();
-        hub.catalog.replace([Cluster {
-            id: "c1".parse().unwrap(),
-            name: "edge-1".parse().unwrap(),
-            namespace: "clusternet-ns".to_owned(),
-            key_fingerprint: String::new(),
-            denied: false,
-            last_seen: None,
-        }]);
+        hub.catalog.replace([cluster()]);
         let serving = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(serving.cert.der().clone()).unwrap();
@@ -238,7 +234,7 @@ impl World {
         mut request: Request<Sent>,
     ) -> Response<Incoming> {
         if wire == Wire::H2 {
-            let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+            let (mut sender, connection) = conn::http2::Builder::new(TokioExecutor::new())
                 .max_header_list_size(1 << 20)
                 .handshake(stream)
                 .await
@@ -248,7 +244,7 @@ impl World {
             *request.uri_mut() = format!("https://hub{path}").parse().unwrap();
             sender.send_request(request).await.unwrap()
         } else {
-            let (mut sender, connection) = http1::Builder::new().handshake(stream).await.unwrap();
+            let (mut sender, connection) = conn::http1::Builder::new().handshake(stream).await.unwrap();
             self.tasks.spawn(async move { drop(connection.with_upgrades().await) });
             request.headers_mut().insert("host", "hub".parse().unwrap());
             sender.send_request(request).await.unwrap()
@@ -270,6 +266,18 @@ impl World {
             return Err(response.status().as_u16());
         }
         Ok(TokioIo::new(hyper::upgrade::on(response).await.unwrap()))
+    }
+}
+
+/// The one cluster that there is.
+fn cluster() -> Cluster {
+    Cluster {
+        id: "c1".parse().unwrap(),
+        name: "edge-1".parse().unwrap(),
+        namespace: "clusternet-ns".to_owned(),
+        key_fingerprint: String::new(),
+        denied: false,
+        last_seen: None,
     }
 }
 
@@ -576,7 +584,7 @@ async fn a_thousand_groups_arrive() {
 async fn an_orderly_end_finishes_what_is_open() {
     let mut world = World::connected().await;
     let stream = TokioIo::new(world.dial(Some(world.aggregator()), Wire::H1).await);
-    let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+    let (mut sender, connection) = conn::http1::handshake(stream).await.unwrap();
     world.tasks.spawn(async move { drop(connection.await) });
     let mut request = ask("GET", &format!("{BASE}/c1/proxy/direct/slow"), &[("x-remote-user", "alice")]);
     request.headers_mut().insert("host", "hub".parse().unwrap());

@@ -7,7 +7,8 @@
 //! * `send`: the bytes ([`raw::expand`]); with `{fin}` at the end the connection is closed behind them. `h2:`
 //!   is one HTTP/2 request instead, field by field. `test:` names the test that shows the row another way,
 //!   `-` is a row that has no meaning here.
-//! * `plain`: the answers that are right, by status, or `close`, `reset`, `goaway`.
+//! * `plain`: the answers that are right, by status (`200,401` for two), or `close`, `reset`, `goaway`; `|` is
+//!   or.
 //! * `upgrade`: the same when `{end}` in `send` asks for a WebSocket as well; `-` when that is another case.
 //! * `child`: what the child saw ([`recorder::Seen::short`]), joined by ` | `; `-` is nothing.
 //! * `why`: where the answer is not the sample's, the reason.
@@ -85,7 +86,7 @@ async fn send(world: &World, row: &Row, upgrade: bool) -> (String, Option<String
     let (template, fin) = row.send.strip_suffix("{fin}").map_or((row.send, false), |send| (send, true));
     let bytes = raw::expand(template, &names(upgrade));
     let conversation = raw::converse(stream, &bytes, fin).await;
-    (conversation.outcome(), conversation.first.as_ref().and_then(odd))
+    (conversation.outcome(), conversation.0.iter().find_map(odd))
 }
 
 /// `name: value`; a name may begin with a colon, and either may be anything but a line break.
@@ -94,8 +95,7 @@ fn field(line: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (line[..at].to_vec(), line[at + 2..].to_vec())
 }
 
-/// Errors are a `Status`, or have no body where the HTTP library has answered by itself; and no answer is
-/// more than one.
+/// Errors are a `Status`, or have no body where the HTTP library has answered by itself.
 fn odd(answer: &raw::Answer) -> Option<String> {
     if answer.status < 400 || answer.body.is_empty() {
         return None;
@@ -108,16 +108,13 @@ fn odd(answer: &raw::Answer) -> Option<String> {
 #[tokio::test]
 async fn abuse_is_refused_and_the_child_sees_nothing_of_it() {
     let (mut world, recorder) = World::recorded().await;
-    world.hub.catalog.replace([("c1", "clusternet-ns"), ("c2", "clusternet-other")].map(
-        |(id, namespace)| Cluster {
-            id: id.parse().unwrap(),
-            name: id.parse().unwrap(),
-            namespace: namespace.to_owned(),
-            key_fingerprint: String::new(),
-            denied: false,
-            last_seen: None,
-        },
-    ));
+    let other = Cluster {
+        id: "c2".parse().unwrap(),
+        name: "edge-2".parse().unwrap(),
+        namespace: "clusternet-other".to_owned(),
+        ..cluster()
+    };
+    world.hub.catalog.replace([cluster(), other]);
     // Whoever asks may: what is refused here is refused for what it says.
     world.parent.rule(|spec| {
         let asked = &spec["resourceAttributes"];

@@ -16,19 +16,17 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
-/// What came back on a connection.
+/// What came back on a connection, without the answer to [`PROBE`].
 #[derive(Debug)]
-pub(super) struct Conversation {
-    /// `None` when the connection was closed without an answer.
-    pub(super) first: Option<Answer>,
-    /// Everything after the first answer.
-    pub(super) rest: Vec<u8>,
-}
+pub(super) struct Conversation(pub(super) Vec<Answer>);
 
 impl Conversation {
-    /// `200`, or `close`.
+    /// `200`, `200,401` for two answers, or `close`.
     pub(super) fn outcome(&self) -> String {
-        self.first.as_ref().map_or_else(|| "close".to_owned(), |first| first.status.to_string())
+        if self.0.is_empty() {
+            return "close".to_owned();
+        }
+        self.0.iter().map(|answer| answer.status.to_string()).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -65,12 +63,21 @@ pub(super) async fn converse(stream: TlsStream<TcpStream>, bytes: &[u8], fin: bo
             String::from_utf8_lossy(&bytes[..bytes.len().min(400)])
         )
     });
-    if first.as_ref().is_some_and(|first| first.status != 101) {
-        let _ = writer.write_all(PROBE).await;
-        let end = async { while matches!(reader.read_buf(&mut rest).await, Ok(count) if count > 0) {} };
-        assert!(tokio::time::timeout(PATIENCE, end).await.is_ok(), "the connection stays open");
+    let mut answers: Vec<_> = first.into_iter().collect();
+    if answers.iter().all(|first| first.status == 101) {
+        return Conversation(answers);
     }
-    Conversation { first, rest }
+    let _ = writer.write_all(PROBE).await;
+    let end = async { while matches!(reader.read_buf(&mut rest).await, Ok(count) if count > 0) {} };
+    assert!(tokio::time::timeout(PATIENCE, end).await.is_ok(), "the connection stays open");
+    while let Some((answer, used)) = parse(&rest, false) {
+        answers.push(answer);
+        rest.drain(..used);
+    }
+    if answers.len() > 1 && answers.last().is_some_and(|last| last.body == b"ok") {
+        answers.pop();
+    }
+    Conversation(answers)
 }
 
 /// The first whole answer in the buffer and its length.
