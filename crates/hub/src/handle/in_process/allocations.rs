@@ -1,6 +1,7 @@
 //! How often a proxied GET allocates in the hub: the one figure of its cost that no neighbour on the machine
 //! changes. The hub runs on a thread of its own, and only that thread is counted.
 
+use hyper::client::conn::http2;
 use prometheus_client::metrics::counter::Counter;
 
 use super::*;

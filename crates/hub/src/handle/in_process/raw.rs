@@ -49,7 +49,7 @@ pub(super) async fn converse(stream: TlsStream<TcpStream>, bytes: &[u8], fin: bo
             if let Some((answer, used)) = parse(&buffer, head_only) {
                 return (Some(answer), buffer.split_off(used));
             }
-            let mut piece = [0; 16 * 1024];
+            let mut piece = vec![0; 16 * 1024];
             match reader.read(&mut piece).await {
                 Ok(count) if count > 0 => buffer.extend_from_slice(&piece[..count]),
                 _ => return (None, buffer),

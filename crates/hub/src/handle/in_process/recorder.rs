@@ -118,11 +118,12 @@ impl Recorder {
             if let Some((protocol, _)) = upgrade {
                 return echo(&mut request, protocol, HeaderMap::new());
             }
+            let answer = if request.method() == Method::HEAD { "" } else { "seen" };
             let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).map_err(drop);
             if let Some(seen) = record.lock().unwrap().get_mut(at) {
                 seen.body = Some(body);
             }
-            Response::new(whole("seen".to_owned()))
+            Response::new(whole(answer.to_owned()))
         }
     }
 
