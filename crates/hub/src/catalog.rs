@@ -1,13 +1,21 @@
 //! The clusters that exist, as the watch on `ManagedCluster` last told: a snapshot that the request path
-//! reads without a lock and only `control/watch.rs` replaces.
+//! reads without a lock and only `control/watch.rs` replaces. It also remembers for some seconds that a
+//! cluster had another key, for as long as the parent may still believe a token of that key.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use api::names::{ClusterId, ClusterName};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// After a cluster got another key, nobody opens its tunnel for so long: a kube-apiserver believes a token for
+/// up to 10 s after its account was deleted (apiserver `authenticator/token/cache`, success TTL), and the hub
+/// cannot tell the tokens of two accounts of one name apart. The rest is for the time that a watch takes.
+pub const KEY_HOLD: Duration = Duration::from_secs(15);
 
 /// One registered child.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +38,20 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Catalog {
     snapshot: ArcSwap<HashMap<ClusterId, Arc<Cluster>>>,
+    /// Keys that clusters had until less than [`KEY_HOLD`] ago: about 200 bytes for each that was changed.
+    former: Mutex<HashMap<ClusterId, (String, Instant)>>,
     changed: watch::Sender<u64>,
+    registrations: watch::Sender<u64>,
 }
 
 impl Default for Catalog {
     fn default() -> Self {
-        Self { snapshot: ArcSwap::default(), changed: watch::Sender::new(0) }
+        Self {
+            snapshot: ArcSwap::default(),
+            former: Mutex::default(),
+            changed: watch::Sender::new(0),
+            registrations: watch::Sender::new(0),
+        }
     }
 }
 
@@ -52,31 +68,135 @@ impl Catalog {
 
     /// Takes the place of all that was known; whoever holds a receiver of [`Catalog::changes`] is woken.
     pub fn replace(&self, clusters: impl IntoIterator<Item = Cluster>) {
-        let snapshot = clusters.into_iter().map(|cluster| (cluster.id.clone(), Arc::new(cluster))).collect();
-        self.snapshot.store(Arc::new(snapshot));
+        let new: HashMap<_, _> =
+            clusters.into_iter().map(|cluster| (cluster.id.clone(), Arc::new(cluster))).collect();
+        let old = self.snapshot.load_full();
+        let heartbeat = old.len() == new.len()
+            && new.values().all(|new| old.get(&new.id).is_some_and(|old| same_but_seen(old, new)));
+        if !heartbeat {
+            // Before anybody can see the new key.
+            self.remember(&old, &new);
+        }
+        self.snapshot.store(Arc::new(new));
         self.changed.send_modify(|generation| *generation += 1);
+        if !heartbeat || *self.registrations.borrow() == 0 {
+            self.registrations.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    /// Keeps the keys that are no longer those of their clusters.
+    fn remember(&self, old: &HashMap<ClusterId, Arc<Cluster>>, new: &HashMap<ClusterId, Arc<Cluster>>) {
+        let now = Instant::now();
+        let mut former = self.former();
+        former.retain(|_, (_, since)| now.duration_since(*since) < KEY_HOLD);
+        for old in old.values() {
+            if new.get(&old.id).is_none_or(|new| new.key_fingerprint != old.key_fingerprint) {
+                former.insert(old.id.clone(), (old.key_fingerprint.clone(), now));
+            }
+        }
+    }
+
+    /// How long nobody may open this cluster's tunnel, because it had another key until moments ago.
+    pub fn held(&self, cluster: &Cluster) -> Option<Duration> {
+        let (key, since) = self.former().get(&cluster.id).cloned()?;
+        let rest = KEY_HOLD.saturating_sub(since.elapsed());
+        (key != cluster.key_fingerprint && !rest.is_zero()).then_some(rest)
+    }
+
+    fn former(&self) -> MutexGuard<'_, HashMap<ClusterId, (String, Instant)>> {
+        // Nothing under this lock can panic half way through a change.
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A generation that grows with each change; 0 until the first list has arrived.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+
+    /// The same without heartbeats: it grows when a cluster comes, goes or changes otherwise than in `last_seen`.
+    pub fn registrations(&self) -> watch::Receiver<u64> {
+        self.registrations.subscribe()
+    }
+}
+
+/// Whether nothing but the time of the last sign of life is another.
+pub(crate) fn same_but_seen(old: &Cluster, new: &Cluster) -> bool {
+    old.id == new.id
+        && old.name == new.name
+        && old.namespace == new.namespace
+        && old.key_fingerprint == new.key_fingerprint
+        && old.denied == new.denied
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_replaced_catalog_forgets_what_is_gone() {
-        let cluster = |id: &str| Cluster {
+    fn cluster(id: &str) -> Cluster {
+        Cluster {
             id: id.parse().unwrap(),
             name: id.parse().unwrap(),
             namespace: "clusternet-x".to_owned(),
             key_fingerprint: String::new(),
             denied: false,
             last_seen: None,
-        };
+        }
+    }
+
+    fn with_key(id: &str, key: &str) -> Cluster {
+        Cluster { key_fingerprint: key.to_owned(), ..cluster(id) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_with_another_key_is_held_for_as_long_as_old_tokens_are_believed() {
+        let catalog = Catalog::default();
+        let held = || catalog.held(&catalog.get(&"a".parse().unwrap()).unwrap()).is_some();
+        catalog.replace([with_key("a", "old"), with_key("b", "k")]);
+        assert!(!held(), "one that is new to this hub");
+        catalog.replace([with_key("a", "new"), with_key("b", "k")]);
+        assert!(held());
+        assert!(catalog.held(&with_key("b", "k")).is_none());
+        // Away and back with a third key; then the first one again.
+        catalog.replace([with_key("b", "k")]);
+        catalog.replace([with_key("a", "third"), with_key("b", "k")]);
+        assert!(held());
+        catalog.replace([with_key("a", "old")]);
+        assert!(held());
+        tokio::time::advance(KEY_HOLD - Duration::from_millis(1)).await;
+        assert!(held());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!held());
+        catalog.replace([]);
+        catalog.replace([with_key("a", "old")]);
+        assert!(!held(), "the same agent comes back");
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_change_of_a_registration() {
+        let catalog = Catalog::default();
+        let registrations = catalog.registrations();
+        let count = || *registrations.borrow();
+        catalog.replace([]);
+        assert_eq!(count(), 1, "the first list, even if it is empty");
+        catalog.replace([cluster("a"), cluster("b")]);
+        assert_eq!(count(), 2);
+        let beat = Cluster { last_seen: Some(Timestamp::UNIX_EPOCH), ..cluster("a") };
+        catalog.replace([beat, cluster("b")]);
+        assert_eq!((count(), *catalog.changes().borrow()), (2, 3));
+        for changed in [
+            vec![cluster("a")],
+            vec![cluster("b")],
+            vec![Cluster { denied: true, ..cluster("b") }],
+            vec![with_key("b", "k")],
+        ] {
+            let before = count();
+            catalog.replace(changed);
+            assert_eq!(count(), before + 1);
+        }
+    }
+
+    #[test]
+    fn a_replaced_catalog_forgets_what_is_gone() {
         let catalog = Catalog::default();
         let changes = catalog.changes();
         catalog.replace([cluster("a"), cluster("b")]);

@@ -9,13 +9,18 @@
 //! each replica writes the heartbeats of its own tunnels.
 
 pub mod approval;
+pub(crate) mod belongings;
 pub mod credentials;
 pub mod gc;
 pub mod health;
 pub mod objects;
 pub mod watch;
 
+#[cfg(test)]
+pub(crate) mod fake_api;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use kube::Client;
@@ -25,6 +30,10 @@ use tokio::task::JoinSet;
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::tunnels::Tunnels;
+
+/// What the hub does with the parent's API in one go ends by then, whatever hangs: a dozen small requests, each
+/// answered within 100 ms by a parent that is well. Never for watches, which have no end.
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What the controllers work with.
 #[derive(Clone)]

@@ -34,6 +34,8 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Live {
     /// Whose.
     pub cluster: ClusterId,
+    /// Fingerprint of the key that the catalog had for the cluster when its agent was let in.
+    pub key: String,
     /// What its agent said of itself.
     pub hello: Hello,
     /// Name of this tunnel in the logs of both sides.
@@ -131,8 +133,13 @@ impl Tunnels {
 
     /// Cuts all tunnels of this cluster at once, and every stream in them.
     pub fn close(&self, id: &ClusterId, reason: &str) {
+        self.close_unless(id, reason, |_| false);
+    }
+
+    fn close_unless(&self, id: &ClusterId, reason: &str, keep: impl Fn(&Live) -> bool) {
         let entries = self.entries();
-        for live in entries.get(id).into_iter().flat_map(|entry| &entry.tunnels) {
+        let all = entries.get(id).into_iter().flat_map(|entry| &entry.tunnels);
+        for live in all.filter(|live| !keep(live)) {
             tracing::info!(cluster = %id, tunnel = live.tunnel_id, reason, "a tunnel is cut");
             live.cut.cancel();
         }
@@ -224,7 +231,10 @@ impl Tunnels {
         for id in ids {
             match known.get(&id) {
                 Some(cluster) if cluster.denied => self.close(&id, "the cluster was shut out"),
-                Some(_) => {}
+                Some(cluster) => {
+                    let reason = "the cluster was registered again with another key";
+                    self.close_unless(&id, reason, |live| live.key == cluster.key_fingerprint);
+                }
                 None => {
                     self.close(&id, "the cluster was removed");
                     let mut entries = self.entries();
@@ -247,7 +257,7 @@ impl Tunnels {
 /// # Errors
 /// The catalog is gone.
 pub async fn follow(tunnels: Arc<Tunnels>, catalog: Arc<Catalog>, stop: Stop) -> anyhow::Result<()> {
-    let mut changes = catalog.changes();
+    let mut changes = catalog.registrations();
     loop {
         tokio::select! {
             biased;
@@ -315,6 +325,10 @@ pub(crate) mod tests {
     }
 
     pub(crate) async fn pair(cluster: &str, instance: &str) -> Pair {
+        pair_with_key(cluster, instance, "").await
+    }
+
+    pub(crate) async fn pair_with_key(cluster: &str, instance: &str, key: &str) -> Pair {
         let (hub, agent) = tokio::io::duplex(64 * 1024);
         let hello = Hello::new(cluster, instance, "1");
         let accept = hub_side::accept(hub, |hello| Welcome::answering(hello, "t", "h", "1"));
@@ -322,6 +336,7 @@ pub(crate) mod tests {
         let (hello, tunnel, driver) = accepted.unwrap();
         let live = Live {
             cluster: cluster.parse().unwrap(),
+            key: key.to_owned(),
             hello,
             tunnel_id: instance.to_owned(),
             since: Timestamp::now(),
@@ -381,5 +396,23 @@ pub(crate) mod tests {
         }));
         tunnels.enforce(&catalog);
         assert!(one.live.cut.is_cancelled() && two.live.cut.is_cancelled() && !three.live.cut.is_cancelled());
+    }
+    #[tokio::test]
+    async fn an_agent_with_a_replaced_key_loses_its_tunnel_and_the_new_one_keeps_it() {
+        let tunnels = Arc::new(Tunnels::default());
+        let old = pair_with_key("c1", "a", "old").await;
+        let new = pair_with_key("c1", "a", "new").await;
+        let _entered = [&old, &new].map(|pair| tunnels.insert(Arc::clone(&pair.live)).unwrap());
+        let catalog = Catalog::default();
+        catalog.replace([crate::catalog::Cluster {
+            id: "c1".parse().unwrap(),
+            name: "c1".parse().unwrap(),
+            namespace: String::new(),
+            key_fingerprint: "new".to_owned(),
+            denied: false,
+            last_seen: None,
+        }]);
+        tunnels.enforce(&catalog);
+        assert!(old.live.cut.is_cancelled() && !new.live.cut.is_cancelled());
     }
 }

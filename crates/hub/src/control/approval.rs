@@ -8,35 +8,29 @@
 //! and changes carry the resourceVersion they were decided on.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::cluster::ManagedCluster;
-use api::names::{
-    AGENT_ACCOUNT, CREATED_BY_HUB, ClusterId, ClusterName, LABEL_CLUSTER_ID, LABEL_CLUSTER_NAME,
-    LABEL_CREATED_BY, SYSTEM_NAMESPACE, cluster_role_name, registration_request_name,
-};
+use api::names::{ClusterId, ClusterName, LABEL_CLUSTER_NAME, registration_request_name};
 use api::registration::{ClusterRegistrationRequest, RegistrationResult};
 use api::status::printable;
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller, Error as ControllerError};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 use runtime::backoff::Backoff;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::belongings::{self, absent, ensure, ensure_account, ensure_cluster};
 use super::objects::{account, dedicated_namespace, managed_cluster, namespace, role, role_binding};
-use super::{Control, catalog_is_filled};
+use super::{Control, DEADLINE, catalog_is_filled};
 use crate::join::has_code;
-use crate::join::stored::SECRET_TYPE;
 
 type Request = ClusterRegistrationRequest;
 type Guarded = DeserializeGuard<Request>;
@@ -55,9 +49,18 @@ enum Trouble {
     /// The parent's API.
     #[error("{0}: {1}")]
     Api(&'static str, #[source] kube::Error),
+    /// Something that would belong to the cluster.
+    #[error(transparent)]
+    Belonging(#[from] belongings::Trouble),
     /// It must not be carried out.
     #[error("{0}")]
     Refused(String),
+    /// What was to be carried out stands there no more.
+    #[error("the request was deleted or changed while the cluster was set up")]
+    Withdrawn,
+    /// It took too long.
+    #[error("the parent's API did not answer within {} s", DEADLINE.as_secs())]
+    Slow,
     /// The same name is being set up at this moment.
     #[error("another cluster of this name is being set up")]
     NameBusy,
@@ -70,9 +73,12 @@ impl Trouble {
     /// Somebody else changed the same object: another replica, or a person. Not worth telling anybody.
     fn is_lost_race(&self) -> bool {
         match self {
-            Self::NameBusy => true,
-            Self::Api(_, error) => has_code(error, 409),
-            Self::Refused(_) | Self::Malformed(..) => false,
+            Self::NameBusy | Self::Withdrawn => true,
+            Self::Api(_, error) | Self::Belonging(belongings::Trouble::Api(_, error)) => has_code(error, 409),
+            Self::Belonging(belongings::Trouble::NotOurs { .. })
+            | Self::Refused(_)
+            | Self::Slow
+            | Self::Malformed(..) => false,
         }
     }
 }
@@ -114,7 +120,7 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
     }
     let requests: Api<Guarded> = Api::all(control.client.clone());
     let stop: CancellationToken = control.stop.clone();
-    let changes = futures::stream::unfold(control.catalog.changes(), |mut changes| async move {
+    let changes = futures::stream::unfold(control.catalog.registrations(), |mut changes| async move {
         changes.changed().await.ok().map(|()| ((), changes))
     });
     let context = Arc::new(Context { control, retries: Mutex::default(), names: Arc::default() });
@@ -162,6 +168,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn reconcile(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
     let name = cached.name_any();
+    match tokio::time::timeout(DEADLINE, Box::pin(judge_and_act(cached, context))).await {
+        Ok(done) => done,
+        Err(_) => {
+            tracing::warn!(
+                request = name,
+                "a registration request was not carried out in time; trying again"
+            );
+            Err(Trouble::Slow)
+        }
+    }
+}
+
+async fn judge_and_act(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Trouble> {
+    let name = cached.name_any();
     let control = &context.control;
     let Ok(cached) = &cached.0 else {
         tracing::warn!(request = name, "this registration request cannot be read; delete it");
@@ -174,7 +194,7 @@ async fn reconcile(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     if decide(cached, known) == Step::Nothing {
         return Ok(Action::await_change());
     }
-    // Every change of the catalog comes by here: it must not hurry what failed.
+    // Every change of a registration comes by here: it must not hurry what failed.
     let failed =
         cached.status.as_ref().is_some_and(|status| status.result == Some(RegistrationResult::Failed));
     let wait =
@@ -192,7 +212,8 @@ async fn reconcile(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     let known = found
         .as_ref()
         .map(|found| Known { key_fingerprint: &found.spec.key_fingerprint, denied: found.spec.denied });
-    let done = match decide(&request, known) {
+    let step = decide(&request, known);
+    let done = match step {
         Step::Nothing => Ok(()),
         Step::SetUp => set_up(&context, &requests, &request, &id, found.as_ref()).await,
         Step::Remove => remove(control, &requests, &request, &id).await,
@@ -208,7 +229,10 @@ async fn reconcile(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Action
                 tracing::debug!(request = name, %trouble, "a registration request was changed meanwhile");
             } else {
                 tracing::warn!(request = name, %trouble, "a registration request could not be carried out");
-                report(&requests, &request, &trouble).await;
+                // Only an approval can fail; a denial or removal that fails is tried again as it stands.
+                if step == Step::SetUp {
+                    report(&requests, &request, &trouble).await;
+                }
             }
             Err(trouble)
         }
@@ -293,19 +317,23 @@ async fn set_up(
 
     let client = &control.client;
     let space = dedicated_namespace(id);
-    ensure_namespace(control, id, &name).await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &space);
-    if new_key {
-        // Tokens name the account's UID, so a new account of the same name makes the old key's tokens void.
-        gone(accounts.delete(AGENT_ACCOUNT, &DeleteParams::default()).await, "deleting the old account")?;
-    }
-    ensure(&accounts, &account(id, &name), "creating the account").await?;
-    ensure(&Api::<ClusterRole>::all(client.clone()), &role(id, &name), "creating the role").await?;
+    ensure(&Api::<Namespace>::all(client.clone()), &namespace(id, &name), id, "creating the namespace")
+        .await?;
+    ensure(&Api::<ClusterRole>::all(client.clone()), &role(id, &name), id, "creating the role").await?;
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
-    ensure(&bindings, &role_binding(id, &name), "creating the role binding").await?;
+    ensure(&bindings, &role_binding(id, &name), id, "creating the role binding").await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &space);
     let clusters: Api<ManagedCluster> = Api::namespaced(client.clone(), &space);
+    // From here on agents notice. Whoever took the approval back meanwhile has taken it back.
+    match requests.get_opt(&request.name_any()).await {
+        Ok(Some(now)) if is_same_approval(&now, request) => {}
+        Ok(now) => return Err(withdraw(control, &clusters, request, id, found, now.as_ref()).await),
+        Err(error) => return Err(Trouble::Api("reading the request", error)),
+    }
+    let account = account(id, &name, &request.spec.key_fingerprint);
+    ensure_account(&accounts, &account, id, new_key).await?;
     match found {
-        None => ensure(&clusters, &managed_cluster(id, &name, &request.spec), "creating the cluster").await?,
+        None => ensure_cluster(&clusters, &managed_cluster(id, &name, &request.spec), id).await?,
         Some(found) if new_key => {
             let patch = json!({
                 "metadata": { "resourceVersion": found.metadata.resource_version },
@@ -326,12 +354,55 @@ async fn set_up(
             "dedicatedNamespace": space, "managedClusterName": name,
         },
     });
-    requests
-        .patch_status(&request.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-        .await
-        .map_err(|error| Trouble::Api("writing the request's status", error))?;
+    match requests.patch_status(&request.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => {}
+        Err(error) if has_code(&error, 404) || has_code(&error, 409) => {
+            let now = requests
+                .get_opt(&request.name_any())
+                .await
+                .map_err(|error| Trouble::Api("reading the request", error))?;
+            return Err(withdraw(control, &clusters, request, id, found, now.as_ref()).await);
+        }
+        Err(error) => return Err(Trouble::Api("writing the request's status", error)),
+    }
     tracing::info!(cluster = %id, %name, namespace = space, key = request.spec.key_fingerprint, new_key, "a cluster was set up");
     Ok(())
+}
+
+/// Whether this is the request that was decided on, and the decision still stands.
+fn is_same_approval(now: &Request, before: &Request) -> bool {
+    let result = now.status.as_ref().and_then(|status| status.result);
+    now.uid() == before.uid()
+        && now.metadata.deletion_timestamp.is_none()
+        && now.spec.key_fingerprint == before.spec.key_fingerprint
+        && matches!(result, Some(RegistrationResult::Approved | RegistrationResult::Failed))
+}
+
+/// The request changed while it was carried out. If it is gone, nobody would ever remove what was made for it:
+/// it goes at once, unless the cluster was there before.
+async fn withdraw(
+    control: &Control,
+    clusters: &Api<ManagedCluster>,
+    request: &Request,
+    id: &ClusterId,
+    found: Option<&ManagedCluster>,
+    now: Option<&Request>,
+) -> Trouble {
+    let gone = now.is_none_or(|now| now.uid() != request.uid());
+    if found.is_some() || !gone {
+        return Trouble::Withdrawn;
+    }
+    let undone = async {
+        belongings::remove_cluster(clusters, &request.spec.cluster_name, id).await?;
+        belongings::remove(&control.client, id).await
+    };
+    match undone.await {
+        Ok(()) => {
+            tracing::info!(cluster = %id, "nothing was set up: the request was deleted meanwhile");
+            Trouble::Withdrawn
+        }
+        Err(trouble) => trouble.into(),
+    }
 }
 
 /// Holds a name while it is being set up.
@@ -374,43 +445,6 @@ async fn refuse_taken_name(control: &Control, id: &ClusterId, name: &ClusterName
     Ok(())
 }
 
-/// Creates the namespace, or makes sure that the one of this name is this cluster's.
-async fn ensure_namespace(control: &Control, id: &ClusterId, name: &ClusterName) -> Result<(), Trouble> {
-    let namespaces: Api<Namespace> = Api::all(control.client.clone());
-    let wanted = namespace(id, name);
-    ensure(&namespaces, &wanted, "creating the namespace").await?;
-    let space = wanted.name_any();
-    let there = namespaces.get(&space).await.map_err(|error| Trouble::Api("reading the namespace", error))?;
-    let label = |key: &str| there.labels().get(key).map(String::as_str).unwrap_or_default();
-    if label(LABEL_CREATED_BY) != CREATED_BY_HUB || label(LABEL_CLUSTER_ID) != id.as_str() {
-        return Err(Trouble::Refused(format!(
-            "namespace {space} belongs to somebody else; delete it or label it {LABEL_CREATED_BY}={CREATED_BY_HUB},{LABEL_CLUSTER_ID}={id}"
-        )));
-    }
-    Ok(())
-}
-
-/// Creates an object unless it is there.
-async fn ensure<K>(api: &Api<K>, object: &K, doing: &'static str) -> Result<(), Trouble>
-where
-    K: Clone + Debug + Serialize + DeserializeOwned,
-{
-    match api.create(&PostParams::default(), object).await {
-        Ok(_) => Ok(()),
-        Err(error) if has_code(&error, 409) => Ok(()),
-        Err(error) => Err(Trouble::Api(doing, error)),
-    }
-}
-
-/// What a deletion found; nothing there is what was wanted.
-fn gone<T>(result: Result<T, kube::Error>, doing: &'static str) -> Result<(), Trouble> {
-    match result {
-        Ok(_) => Ok(()),
-        Err(error) if has_code(&error, 404) => Ok(()),
-        Err(error) => Err(Trouble::Api(doing, error)),
-    }
-}
-
 /// Removes what belonged to a cluster whose `ManagedCluster` is gone. First what lets the agent in, then the
 /// invitations that would let it back, then the request: whatever breaks in between, the request is still
 /// there to begin again with.
@@ -421,23 +455,7 @@ async fn remove(
     id: &ClusterId,
 ) -> Result<(), Trouble> {
     control.tunnels.close(id, "the cluster was unregistered");
-    let client = &control.client;
-    let at_once = DeleteParams::default();
-    let role = cluster_role_name(id);
-    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
-    gone(bindings.delete(&role, &at_once).await, "deleting the role binding")?;
-    gone(Api::<ClusterRole>::all(client.clone()).delete(&role, &at_once).await, "deleting the role")?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &dedicated_namespace(id));
-    gone(accounts.delete(AGENT_ACCOUNT, &at_once).await, "deleting the account")?;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    let used = ListParams::default()
-        .labels(&format!("{LABEL_CLUSTER_ID}={id}"))
-        .fields(&format!("type={SECRET_TYPE}"));
-    let used =
-        secrets.list_metadata(&used).await.map_err(|error| Trouble::Api("listing invitations", error))?;
-    for invitation in used.items {
-        gone(secrets.delete(&invitation.name_any(), &at_once).await, "deleting an invitation")?;
-    }
+    belongings::remove(&control.client, id).await?;
     let this_one = DeleteParams {
         preconditions: Some(Preconditions {
             uid: request.uid(),
@@ -445,7 +463,8 @@ async fn remove(
         }),
         ..DeleteParams::default()
     };
-    gone(requests.delete(&request.name_any(), &this_one).await, "deleting the request")?;
+    absent(requests.delete(&request.name_any(), &this_one).await)
+        .map_err(|error| Trouble::Api("deleting the request", error))?;
     tracing::info!(cluster = %id, name = request.spec.cluster_name, "a cluster was unregistered");
     Ok(())
 }
@@ -470,19 +489,14 @@ async fn shut_out(control: &Control, found: Option<&ManagedCluster>) -> Result<(
     Ok(())
 }
 
-/// Tells the person who approved why nothing came of it.
+/// Tells the person who approved why nothing came of it, be it a new cluster or a new key of one.
 async fn report(requests: &Api<Request>, request: &Request, trouble: &Trouble) {
     let message = printable(&trouble.to_string(), 512);
     let status = request.status.as_ref();
     let told = status.is_some_and(|status| {
         status.result == Some(RegistrationResult::Failed) && status.error_message == message
     });
-    // Only an approval can fail; a denial or removal that fails is tried again as it stands.
-    let approved = status.is_some_and(|status| {
-        matches!(status.result, Some(RegistrationResult::Approved | RegistrationResult::Failed))
-            && status.managed_cluster_name.is_empty()
-    });
-    if told || !approved {
+    if told {
         return;
     }
     let patch = json!({
@@ -495,6 +509,9 @@ async fn report(requests: &Api<Request>, request: &Request, trouble: &Trouble) {
         tracing::debug!(%error, "the failure could not be written");
     }
 }
+
+#[cfg(test)]
+mod against_the_api;
 
 #[cfg(test)]
 mod tests {

@@ -2,9 +2,10 @@
 //! over in the tunnel that the old one opened. The token is in no object and in no log.
 //!
 //! A hub that has just started knows of a credential only when it ends (the agent says so in its hello): it
-//! renews one that has less than a third of a day left. A shut-out or deleted cluster gets none.
+//! renews one that has less than a third of a day left. A shut-out or deleted cluster gets none, nor does a
+//! tunnel of a key that is no longer the cluster's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
     let mut renewals: JoinSet<(String, Timestamp)> = JoinSet::new();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut waiting = false;
     loop {
         tokio::select! {
             biased;
@@ -47,31 +49,38 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
                 if let Ok((tunnel, until)) = done {
                     rest.insert(tunnel, until);
                 }
+                // Thousands come due together when a hub has restarted. Not after each: it looks at all tunnels.
+                if waiting && renewals.len() <= MAX_RENEWALS / 2 {
+                    waiting = start_due(&control, &mut rest, &mut renewals);
+                }
             }
-            _ = ticks.tick() => start_due(&control, &mut rest, &mut renewals),
+            _ = ticks.tick() => waiting = start_due(&control, &mut rest, &mut renewals),
         }
     }
 }
 
-fn start_due(control: &Arc<Control>, rest: &mut Rest, renewals: &mut JoinSet<(String, Timestamp)>) {
+/// Starts what is due. Tells whether something is due that found no place.
+fn start_due(control: &Arc<Control>, rest: &mut Rest, renewals: &mut JoinSet<(String, Timestamp)>) -> bool {
     let now = Timestamp::now();
     let all = control.tunnels.all();
-    rest.retain(|tunnel, _| all.iter().any(|live| live.tunnel_id == *tunnel));
+    let open: HashSet<&str> = all.iter().map(|live| live.tunnel_id.as_str()).collect();
+    rest.retain(|tunnel, _| open.contains(tunnel.as_str()));
     for live in all {
         if renewals.len() >= MAX_RENEWALS {
-            return;
+            return true;
         }
         let until = *rest
             .entry(live.tunnel_id.clone())
             .or_insert_with(|| first_renewal(&live.cluster, live.hello.credential_expires, now));
         let Some(cluster) = control.catalog.get(&live.cluster) else { continue };
-        if now < until || cluster.denied {
+        if now < until || !may_have(&cluster, &live.key) {
             continue;
         }
         // Marked before it starts: nothing is started twice, also if it panics.
         rest.insert(live.tunnel_id.clone(), now + RETRY);
         renewals.spawn(renew(Arc::clone(control), cluster, live));
     }
+    false
 }
 
 /// Renews and tells when to do so again.
@@ -96,12 +105,22 @@ async fn renew(control: Arc<Control>, cluster: Arc<Cluster>, live: Arc<Live>) ->
 }
 
 async fn hand_over(control: &Control, cluster: &Cluster, live: &Live) -> anyhow::Result<Timestamp> {
-    let credential = issue_credential(&control.client, &cluster.namespace)
+    let credential = issue_credential(&control.client, cluster, &live.key)
         .await?
-        .ok_or_else(|| anyhow::anyhow!("the parent answered without a token"))?;
+        .ok_or_else(|| anyhow::anyhow!("the cluster was registered again, shut out or removed meanwhile"))?;
+    let known = control.catalog.get(&cluster.id);
+    anyhow::ensure!(
+        known.is_some_and(|known| may_have(&known, &live.key)),
+        "the cluster was registered again, shut out or removed meanwhile"
+    );
     let body = serde_json::to_vec(&credential)?;
     control.tunnels.agent_put(live, "/v1/credential", body).await?;
     Ok(credential.expires)
+}
+
+/// Whether an agent that was let in with this key is the one that the cluster has now.
+fn may_have(cluster: &Cluster, key: &str) -> bool {
+    !cluster.denied && cluster.key_fingerprint == key
 }
 
 /// When a credential of which only the end is known is renewed: a third of a full life before it.
@@ -133,7 +152,130 @@ fn earlier(cluster: &ClusterId, at: Timestamp, span: SignedDuration) -> Timestam
 
 #[cfg(test)]
 mod tests {
+    use runtime::stop::Stop;
+    use serde_json::json;
+
+    use super::super::fake_api::{FakeApi, Reaction};
+    use super::super::objects::KEY_FINGERPRINT;
     use super::*;
+    use crate::catalog::Catalog;
+    use crate::config::Settings;
+    use crate::tunnels::Tunnels;
+    use crate::tunnels::tests::pair_with_key;
+
+    const ACCOUNT: &str = "/api/v1/namespaces/ns/serviceaccounts/clusternet-agent";
+    const CLUSTER: &str = "/apis/clusters.clusternet.io/v1beta1/namespaces/ns/managedclusters/edge";
+
+    fn cluster(key: &str) -> Cluster {
+        Cluster {
+            id: "c1".parse().unwrap(),
+            name: "edge".parse().unwrap(),
+            namespace: "ns".to_owned(),
+            key_fingerprint: key.to_owned(),
+            denied: false,
+            last_seen: None,
+        }
+    }
+
+    /// A parent in which the cluster has this key, and its account was made for that one.
+    async fn parent(key: &str, account: Option<&str>, denied: bool) -> FakeApi {
+        let api = FakeApi::start().await;
+        let annotations = account.map(|key| json!({ KEY_FINGERPRINT: key }));
+        api.put(
+            ACCOUNT,
+            &json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "annotations": annotations } }),
+        );
+        api.put(
+            CLUSTER,
+            &json!({ "apiVersion": "clusters.clusternet.io/v1beta1", "kind": "ManagedCluster", "metadata": {},
+                     "spec": { "clusterId": "c1", "keyFingerprint": key, "denied": denied } }),
+        );
+        api
+    }
+
+    fn control(api: &FakeApi, key: &str) -> Arc<Control> {
+        let catalog = Catalog::default();
+        catalog.replace([cluster(key)]);
+        Arc::new(Control {
+            client: api.client(),
+            catalog: Arc::new(catalog),
+            tunnels: Arc::new(Tunnels::default()),
+            settings: Arc::new(Settings::default()),
+            stop: Stop::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_credential_is_for_the_key_that_the_cluster_has_after_it_was_made() {
+        for (what, key, account, denied, given) in [
+            ("its own", "k", Some("k"), false, true),
+            ("an account from before accounts were marked", "k", None, false, true),
+            ("the cluster has another key", "new", Some("k"), false, false),
+            ("the account was made for another key already", "k", Some("new"), false, false),
+            ("shut out", "k", Some("k"), true, false),
+        ] {
+            let api = parent(key, account, denied).await;
+            let credential = issue_credential(&api.client(), &cluster("k"), "k").await.unwrap();
+            assert_eq!(credential.is_some(), given, "{what}");
+            assert!(api.asked()[0].ends_with("/token"), "{what}: what was read before it says nothing");
+        }
+        let api = parent("k", Some("k"), false).await;
+        api.delete(CLUSTER);
+        assert_eq!(issue_credential(&api.client(), &cluster("k"), "k").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_a_former_key_is_handed_nothing() {
+        let api = parent("old", Some("old"), false).await;
+        let control = control(&api, "old");
+        let pair = pair_with_key("c1", "a", "old").await;
+        // The key is replaced, and the watch tells so, after the token was made.
+        let catalog = Arc::clone(&control.catalog);
+        api.hook(move |_, line| {
+            if line == format!("GET {ACCOUNT}") {
+                catalog.replace([cluster("new")]);
+            }
+            Reaction::Go
+        });
+        let error = hand_over(&control, &cluster("old"), &pair.live).await.unwrap_err();
+        assert!(error.to_string().contains("meanwhile"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_of_a_former_key_is_never_due() {
+        let api = parent("new", Some("new"), false).await;
+        let control = control(&api, "new");
+        for (key, started) in [("old", 0), ("new", 1)] {
+            let pair = pair_with_key("c1", "a", key).await;
+            let _entered = control.tunnels.insert(Arc::clone(&pair.live)).unwrap();
+            let mut renewals = JoinSet::new();
+            assert!(!start_due(&control, &mut Rest::new(), &mut renewals));
+            assert_eq!(renewals.len(), started, "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn those_that_find_no_place_are_waited_for() {
+        let api = parent("k", Some("k"), false).await;
+        let control = control(&api, "k");
+        let ids: Vec<String> = (0..=MAX_RENEWALS).map(|n| format!("c{n}")).collect();
+        control.catalog.replace(ids.iter().map(|id| Cluster { id: id.parse().unwrap(), ..cluster("k") }));
+        let mut entered = Vec::new();
+        for id in &ids {
+            let pair = pair_with_key(id, id, "k").await;
+            entered.push((control.tunnels.insert(Arc::clone(&pair.live)).unwrap(), pair));
+        }
+        let (mut rest, mut renewals) = (Rest::new(), JoinSet::new());
+        assert!(start_due(&control, &mut rest, &mut renewals));
+        assert_eq!(renewals.len(), MAX_RENEWALS);
+        renewals.abort_all();
+        while renewals.join_next().await.is_some() {}
+        assert!(!start_due(&control, &mut rest, &mut renewals));
+        assert_eq!(renewals.len(), 1);
+        drop(entered.pop());
+        start_due(&control, &mut rest, &mut renewals);
+        assert_eq!(rest.len(), MAX_RENEWALS, "a tunnel that is gone is forgotten");
+    }
 
     fn at(minute: i64) -> Timestamp {
         Timestamp::from_second(1_900_000_000 + minute * 60).unwrap()

@@ -15,6 +15,9 @@ use kube::api::ObjectMeta;
 use crate::join::invitation::is_reserved_label;
 use crate::join::sha256_hex;
 
+/// Annotation of an agent's account: the fingerprint of the key that it was made for.
+pub const KEY_FINGERPRINT: &str = "access.towline.io/key-fingerprint";
+
 /// The namespace of a cluster: it follows from the id, so nobody has to look it up. Hashed, since an id may be
 /// 63 characters long and a namespace too; eight digits, for people read it. Should two ids ever meet, the
 /// second is refused with a message.
@@ -45,10 +48,13 @@ pub fn namespace(id: &ClusterId, cluster: &ClusterName) -> Namespace {
     Namespace { metadata: metadata(&dedicated_namespace(id), None, id, cluster), ..Namespace::default() }
 }
 
-/// The agent's account in it.
-pub fn account(id: &ClusterId, cluster: &ClusterName) -> ServiceAccount {
+/// The agent's account in it, for the agent with this key.
+pub fn account(id: &ClusterId, cluster: &ClusterName, key: &str) -> ServiceAccount {
     ServiceAccount {
-        metadata: metadata(AGENT_ACCOUNT, Some(&dedicated_namespace(id)), id, cluster),
+        metadata: ObjectMeta {
+            annotations: Some([(KEY_FINGERPRINT.to_owned(), key.to_owned())].into()),
+            ..metadata(AGENT_ACCOUNT, Some(&dedicated_namespace(id)), id, cluster)
+        },
         automount_service_account_token: Some(false),
         ..ServiceAccount::default()
     }

@@ -20,7 +20,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Control;
 use super::objects::dedicated_namespace;
-use crate::catalog::Cluster;
+use crate::catalog::{Cluster, same_but_seen};
 use crate::rewatch::Rewatch;
 
 /// Heartbeats change nothing but `last_seen`; with 10,000 clusters there are 170 of them each second, and
@@ -117,10 +117,6 @@ impl Seen {
         }
         chosen.into_values().map(|(_, cluster)| cluster.clone()).collect()
     }
-}
-
-fn same_but_seen(old: &Cluster, new: &Cluster) -> bool {
-    Cluster { last_seen: new.last_seen, ..old.clone() } == *new
 }
 
 fn names(object: &DeserializeGuard<ManagedCluster>) -> (String, String) {

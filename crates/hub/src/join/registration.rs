@@ -17,6 +17,7 @@
 //! A wrong invitation is a 401 and a used one a 409, and nothing is written. Whoever does not know an
 //! invitation's secret learns neither that it exists nor when it ended.
 
+use api::cluster::ManagedCluster;
 use api::identity::Identity;
 use api::names::{
     AGENT_ACCOUNT, BOOTSTRAP_ACCOUNT, CREATED_BY_HUB, ClusterId, ClusterName, LABEL_CLUSTER_ID,
@@ -38,13 +39,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::stored::{INVITED_BY, Stored, User, is_id, secret_name};
 use super::{Join, answer, has_code, parent_trouble, parse, sha256_hex};
 use crate::catalog::Cluster;
-use crate::control::objects::dedicated_namespace;
+use crate::control::objects::KEY_FINGERPRINT;
 use crate::refusal::Refusal;
 
 /// Life of an agent's credential. Renewed in the tunnel at two thirds, so a day outlives a night's outage.
@@ -171,7 +172,7 @@ impl Join {
             let outcome = outcome(existing.as_ref(), clusters, applicant, invitation);
             tracing::debug!(cluster = %applicant.cluster, ?outcome, "a registration");
             let (request, decision) = match outcome {
-                Outcome::Issue => return self.issue(&applicant.cluster).await,
+                Outcome::Issue => return self.issue(applicant).await,
                 Outcome::Wait(result, message) => return Ok(status(result, message, ASK_PENDING)),
                 Outcome::Deny(message) => return Ok(status(RegistrationResult::Denied, message, ASK_DENIED)),
                 Outcome::Write(decision) => {
@@ -206,8 +207,14 @@ impl Join {
         }
     }
 
-    async fn issue(&self, cluster: &ClusterId) -> Result<ClusterRegistrationStatus, Refusal> {
-        match issue_credential(&self.client, &dedicated_namespace(cluster)).await {
+    async fn issue(&self, applicant: &Applicant) -> Result<ClusterRegistrationStatus, Refusal> {
+        let cluster = &applicant.cluster;
+        let Some(known) = self.catalog.get(cluster) else { return Ok(setting_up()) };
+        // It could not open its tunnel yet; told to wait here, it comes as soon as it can.
+        if self.catalog.held(&known).is_some() {
+            return Ok(setting_up());
+        }
+        match issue_credential(&self.client, &known, &applicant.fingerprint).await {
             Ok(Some(credential)) => {
                 tracing::info!(%cluster, expires = %credential.expires, "gave a credential");
                 let mut status = status(RegistrationResult::Approved, "approved".to_owned(), 0);
@@ -221,12 +228,19 @@ impl Join {
     }
 }
 
-/// A token of the cluster's own account, from the parent; it is stored nowhere in the parent.
+/// A token of the cluster's own account, from the parent, for the agent with this key; it is stored nowhere in
+/// the parent. `None` if the cluster has another key by now, is shut out or gone: asked of the API after the
+/// token was made, and of the account itself, so that no token of an account that was made for another key is
+/// given away. One that was made for an older account ended with it.
 ///
 /// # Errors
 /// The account is not there (404), or the parent refuses.
-pub async fn issue_credential(client: &Client, namespace: &str) -> Result<Option<Credential>, kube::Error> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+pub async fn issue_credential(
+    client: &Client,
+    cluster: &Cluster,
+    key: &str,
+) -> Result<Option<Credential>, kube::Error> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &cluster.namespace);
     let request = TokenRequest {
         spec: TokenRequestSpec {
             expiration_seconds: Some(CREDENTIAL_SECONDS),
@@ -235,6 +249,18 @@ pub async fn issue_credential(client: &Client, namespace: &str) -> Result<Option
         ..TokenRequest::default()
     };
     let made = accounts.create_token_request(AGENT_ACCOUNT, &PostParams::default(), &request).await?;
+    let clusters: Api<ManagedCluster> = Api::namespaced(client.clone(), &cluster.namespace);
+    let now = clusters.get_opt(cluster.name.as_str()).await?.map(|now| now.spec);
+    if !now
+        .is_some_and(|now| now.cluster_id == cluster.id.as_str() && now.key_fingerprint == key && !now.denied)
+    {
+        return Ok(None);
+    }
+    let account = accounts.get_metadata(AGENT_ACCOUNT).await?;
+    // An account without it is older than the first change of a key.
+    if account.annotations().get(KEY_FINGERPRINT).is_some_and(|made_for| made_for != key) {
+        return Ok(None);
+    }
     Ok(made.status.map(|status| Credential {
         token: Hidden::from(status.token),
         expires: status.expiration_timestamp.0,

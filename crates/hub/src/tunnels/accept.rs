@@ -1,7 +1,8 @@
 //! An agent opens its tunnel. Three things have to agree: the parent's RBAC (`create sockets/attach`, which
 //! no read-only role holds), the account that the catalog records for this very cluster, and the cluster
 //! that the agent says it serves. The parent authenticates only this one request, so all of it is asked
-//! again for as long as the tunnel lives.
+//! again for as long as the tunnel lives. A tunnel belongs to the key that the catalog had when it was let
+//! in: once the cluster has another key, it is cut.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use api::identity::Identity;
 use api::names::{AGENT_ACCOUNT, ClusterId};
 use api::status::{Reason, Status};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -22,6 +23,7 @@ use tunnel_proto::{Hello, HelloRefusal, RefusalReason, TunnelError, Welcome, lim
 
 use crate::authz::Action;
 use crate::body::ResponseBody;
+use crate::catalog::Cluster;
 use crate::handle::{self, Hub};
 use crate::refusal::Refusal;
 use crate::tunnels::{Conflict, Live};
@@ -45,7 +47,10 @@ pub async fn attach(
     if hub.phases.stopping.is_cancelled() {
         return Err(Refusal::Stopping);
     }
-    admit(hub, who, &id).await?;
+    let cluster = admit(hub, who, &id).await?;
+    if let Some(rest) = hub.catalog.held(&cluster) {
+        return Err(held(&cluster, rest));
+    }
     let (parts, body) = request.into_parts();
     let opened = match hub_side::upgrade_response(&parts) {
         Ok(opened) => opened,
@@ -53,13 +58,13 @@ pub async fn attach(
     };
     let upgrade = hyper::upgrade::on(Request::from_parts(parts, body));
     let span = tracing::info_span!("tunnel", cluster = %id);
-    let run = run(Arc::clone(hub), id, Arc::clone(who), upgrade).instrument(span);
+    let run = run(Arc::clone(hub), cluster, Arc::clone(who), upgrade).instrument(span);
     hub.streams.spawn(run);
     Ok(opened.map(|()| ResponseBody::empty()))
 }
 
-/// Whether this caller may hold this cluster's tunnel.
-async fn admit(hub: &Hub, who: &Arc<Identity>, id: &ClusterId) -> Result<(), Refusal> {
+/// Whether this caller may hold this cluster's tunnel; the cluster as it was then.
+async fn admit(hub: &Hub, who: &Arc<Identity>, id: &ClusterId) -> Result<Arc<Cluster>, Refusal> {
     let forbidden = || Refusal::ClusterForbidden(id.clone(), "attach");
     let action = Action::Socket { verb: "create", subresource: "attach", cluster: id.clone() };
     if !hub.authz.allowed(who, action).await? {
@@ -72,7 +77,22 @@ async fn admit(hub: &Hub, who: &Arc<Identity>, id: &ClusterId) -> Result<(), Ref
     if cluster.denied {
         return Err(Refusal::Forbidden(format!("cluster {} has been shut out in the parent", cluster.name)));
     }
-    Ok(())
+    Ok(cluster)
+}
+
+/// Whoever comes now may be the agent of the former key.
+fn held(cluster: &Cluster, rest: Duration) -> Refusal {
+    let seconds = u32::try_from(rest.as_secs() + 1).unwrap_or(u32::MAX);
+    let message =
+        format!("cluster {} got another key moments ago; its agent may connect in {seconds} s", cluster.name);
+    Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message)
+        .retry_after(seconds)
+        .into()
+}
+
+/// Whether a tunnel that was let in with this key may still stand.
+fn is_current(hub: &Hub, id: &ClusterId, key: &str) -> bool {
+    hub.catalog.get(id).is_some_and(|cluster| !cluster.denied && cluster.key_fingerprint == key)
 }
 
 fn not_an_upgrade(refusal: UpgradeRefusal) -> Response<ResponseBody> {
@@ -85,7 +105,8 @@ fn not_an_upgrade(refusal: UpgradeRefusal) -> Response<ResponseBody> {
 }
 
 /// The life of a tunnel.
-async fn run(hub: Arc<Hub>, id: ClusterId, who: Arc<Identity>, upgrade: OnUpgrade) {
+async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: OnUpgrade) {
+    let id = cluster.id.clone();
     let io = match timeout(limits::HELLO_TIMEOUT, upgrade).await {
         Ok(Ok(io)) => TokioIo::new(io),
         Ok(Err(error)) => return tracing::debug!(%error, "the agent was gone before the upgrade"),
@@ -103,6 +124,7 @@ async fn run(hub: Arc<Hub>, id: ClusterId, who: Arc<Identity>, upgrade: OnUpgrad
     };
     let live = Arc::new(Live {
         cluster: id.clone(),
+        key: cluster.key_fingerprint.clone(),
         hello,
         tunnel_id,
         since: Timestamp::now(),
@@ -113,6 +135,13 @@ async fn run(hub: Arc<Hub>, id: ClusterId, who: Arc<Identity>, upgrade: OnUpgrad
         Ok(entered) => entered,
         Err(conflict) => return tracing::warn!(?conflict, "a tunnel was not opened"),
     };
+    // The catalog may have changed since it was let in, and nobody looked at a tunnel that was not entered yet.
+    if !is_current(&hub, &id, &live.key) {
+        return tracing::info!(
+            tunnel = live.tunnel_id,
+            "a tunnel was not opened: the cluster changed meanwhile"
+        );
+    }
     tracing::info!(
         tunnel = live.tunnel_id,
         instance = live.hello.instance,
@@ -184,6 +213,9 @@ async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver
                 hub.streams.clone().spawn(async move { hub.tunnels.leave(&live).await });
             }
             _ = recheck.tick() => {
+                if !is_current(hub, &live.cluster, &live.key) {
+                    return "its cluster was removed, shut out or registered again with another key".to_owned();
+                }
                 // An authorizer that does not answer takes no tunnel away.
                 if let Err(refusal @ (Refusal::ClusterForbidden(..) | Refusal::Forbidden(_))) = admit(hub, who, &live.cluster).await {
                     return format!("its agent may no longer hold it: {refusal}");
@@ -203,3 +235,6 @@ fn chain(error: &TunnelError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
