@@ -24,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 use crate::catalog::Catalog;
 use crate::config::Settings;
+use crate::control::DEADLINE;
 use crate::refusal::Refusal;
 
 /// Answers invitations and registrations.
@@ -123,6 +124,22 @@ pub(crate) fn parent_trouble(doing: &str, error: &kube::Error) -> Refusal {
         ),
     };
     Status::new(code, reason, format!("{doing} failed: {what}")).into()
+}
+
+/// What the parent's API has to do with, ended by [`DEADLINE`]: the caller, and the kube-apiserver before it, have
+/// gone by then.
+pub(crate) async fn in_time<T>(
+    doing: &str,
+    work: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(done) => done,
+        Err(_) => {
+            tracing::warn!(doing, "the parent's API did not answer in time");
+            let message = format!("{doing} failed: the parent's API did not answer in time; try again");
+            Err(Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message).into())
+        }
+    }
 }
 
 /// Whether an API error has this code.

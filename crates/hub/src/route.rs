@@ -34,7 +34,7 @@ pub fn find(
     let cluster = catalog.get(id).ok_or_else(|| Refusal::ClusterForbidden(id.clone(), verb))?;
     if cluster.denied {
         return Err(Refusal::Forbidden(format!(
-            "cluster {} has been shut out; to let it in again, set spec.denied of its managedcluster to false",
+            "cluster {0} has been shut out; to let it in again: kubectl towline approve {0}",
             cluster.name
         )));
     }

@@ -142,6 +142,7 @@ mod tests {
             labels: [].into(),
             groups: vec![],
             used_by: None,
+            made: None,
         };
         let secret = stored.to_secret("alice", None);
         assert!(!is_over(&secret, "2030-01-02T03:04:04Z".parse().unwrap()));

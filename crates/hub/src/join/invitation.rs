@@ -23,7 +23,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::Value;
 
 use super::stored::{SECRET_TYPE, Stored, secret_name};
-use super::{Join, answer, hex, invalid, parent_trouble, parse, sha256_hex};
+use super::{Join, answer, hex, in_time, invalid, parent_trouble, parse, sha256_hex};
 use crate::generate::agent_manifest::{AgentManifest, generate};
 use crate::refusal::Refusal;
 
@@ -47,6 +47,10 @@ impl Join {
     /// # Errors
     /// The body is not right, the hub has no such address, or the parent's API did not play along.
     pub async fn invite(&self, who: &Identity, body: &[u8]) -> Result<Value, Refusal> {
+        in_time("making the invitation", Box::pin(self.invite_unhurried(who, body))).await
+    }
+
+    async fn invite_unhurried(&self, who: &Identity, body: &[u8]) -> Result<Value, Refusal> {
         let question = parse::<ClusterInvitationSpec>(INVITATION_KIND, body)?;
         let spec = question.spec;
         let now = Timestamp::now();
@@ -67,6 +71,7 @@ impl Join {
             labels: spec.cluster_labels.clone(),
             groups: spec.groups.clone(),
             used_by: None,
+            made: None,
         };
         let (token, expires) = self.store(&stored, who, ttl).await?;
         let manifest = generate(&AgentManifest {

@@ -7,12 +7,17 @@
 //! |---|---|---|
 //! | nothing | | a new request, pending (approved if the invitation says so) |
 //! | request, same name, same key | | what a person decided; a credential once approved |
-//! | request denied | a newer invitation | pending again: whoever invites anew has thought again |
-//! | request, same name, other key | a newer invitation | pending with the new key (replaced at once if the invitation approves); the older invitation ends |
+//! | request denied | another invitation | pending again: whoever invites anew has thought again |
+//! | request that nobody has approved, other key | another invitation | the new key's request, pending (approved if the invitation says so) |
+//! | cluster or approved request, other key | another invitation, whatever it says | pending with the new key: a person compares it; meanwhile the cluster goes on with its own |
+//! | request, other key | an older invitation than the request's | denied: invite again |
 //! | cluster, no request | its own key | approved: the agent came back |
 //! | cluster or open request, other name | | denied: already registered as that |
 //! | | a name that another cluster has | denied: the name is taken |
 //! | cluster with `spec.denied` | | denied, whoever asks |
+//!
+//! Once a request was written for an invitation, all others that this cluster has used are deleted, or two agents
+//! with one invitation each would take the request from each other for ever.
 //!
 //! A wrong invitation is a 401 and a used one a 409, and nothing is written. Whoever does not know an
 //! invitation's secret learns neither that it exists nor when it ended.
@@ -43,8 +48,9 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::stored::{INVITED_BY, Stored, User, is_id, secret_name};
-use super::{Join, answer, has_code, parent_trouble, parse, sha256_hex};
+use super::{Join, answer, has_code, in_time, parent_trouble, parse, sha256_hex};
 use crate::catalog::Cluster;
+use crate::control::belongings::used_invitations;
 use crate::control::objects::KEY_FINGERPRINT;
 use crate::refusal::Refusal;
 
@@ -52,8 +58,10 @@ use crate::refusal::Refusal;
 pub const CREDENTIAL_SECONDS: i64 = 24 * 3600;
 /// When an agent whose request is pending asks again: people who approve are watching.
 const ASK_PENDING: u32 = 5;
-/// When one that was denied asks again.
-const ASK_DENIED: u32 = 300;
+/// When one that was denied asks again: a person who takes the denial back should not have to wait for it.
+const ASK_DENIED: u32 = 60;
+/// Annotation of a request: when its invitation was made, which the invitation itself may not live to tell.
+const INVITED_AT: &str = "access.towline.io/invited-at";
 /// How often a lost race for the same object is run again.
 const RACE_TRIES: usize = 5;
 /// DER of a SubjectPublicKeyInfo up to the point: id-ecPublicKey, prime256v1, BIT STRING, uncompressed
@@ -112,8 +120,14 @@ impl Join {
         }
         let spec = parse::<ClusterRegistrationSpec>(REGISTRATION_KIND, body)?.spec;
         let applicant = check_proof(&spec)?;
-        let invitation = self.admit(&applicant, &spec.secret).await?;
-        let status = self.proceed(&applicant, &invitation).await?;
+        let status = in_time(
+            "the registration",
+            Box::pin(async {
+                let invitation = self.admit(&applicant, &spec.secret).await?;
+                self.proceed(&applicant, &invitation).await
+            }),
+        )
+        .await?;
         let status = serde_json::to_value(&status).map_err(|error| super::invalid(error.to_string()))?;
         // The spec holds the secret: it is not echoed.
         let echo = json!({ "invitation": applicant.invitation, "clusterId": applicant.cluster });
@@ -176,8 +190,11 @@ impl Join {
                 Outcome::Wait(result, message) => return Ok(status(result, message, ASK_PENDING)),
                 Outcome::Deny(message) => return Ok(status(RegistrationResult::Denied, message, ASK_DENIED)),
                 Outcome::Write(decision) => {
-                    self.supersede(existing.as_ref(), invitation).await;
-                    (write(&requests, existing.as_ref(), applicant, invitation).await, decision)
+                    let written = write(&requests, existing.as_ref(), applicant, invitation).await;
+                    if written.is_ok() {
+                        self.supersede(&applicant.cluster, invitation).await;
+                    }
+                    (written, decision)
                 }
                 Outcome::Decide(decision) => match existing {
                     Some(existing) => (Ok(existing), decision),
@@ -198,12 +215,20 @@ impl Join {
         Err(busy())
     }
 
-    /// Ends the invitation that a newer one takes the place of, or two agents with one invitation each would
-    /// take the request from each other for ever.
-    async fn supersede(&self, existing: Option<&ClusterRegistrationRequest>, by: &Stored) {
-        let older = existing.map(|request| request.spec.invitation.as_str()).unwrap_or_default();
-        if is_id(older) && older != by.id {
-            self.forget(older).await;
+    /// Ends all invitations that this cluster has used but the one that counts now. One that cannot be deleted
+    /// is older than the request and gets nothing any more.
+    async fn supersede(&self, cluster: &ClusterId, by: &Stored) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        match used_invitations(&secrets, cluster).await {
+            Ok(used) => {
+                let others = used.iter().filter_map(|name| name.strip_prefix("invitation-"));
+                for other in others.filter(|id| is_id(id) && *id != by.id) {
+                    self.forget(other).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%cluster, %error, "the invitations that this cluster used before could not be listed");
+            }
         }
     }
 
@@ -279,12 +304,14 @@ fn unknown() -> Refusal {
     Refusal::Unauthenticated("unknown invitation")
 }
 
+/// Not a 409: that is a used invitation to an agent, and no reason to come again.
 fn busy() -> Refusal {
     Status::new(
-        StatusCode::CONFLICT,
-        Reason::Conflict,
+        StatusCode::SERVICE_UNAVAILABLE,
+        Reason::ServiceUnavailable,
         "this registration is being changed by somebody else; try again",
     )
+    .retry_after(1)
     .into()
 }
 
@@ -393,13 +420,15 @@ fn outcome<'a>(
         }
         if own.denied {
             return Outcome::Deny(format!(
-                "cluster {name} is shut out; to let it in: kubectl -n {} patch mcls {name} --type=merge -p '{{\"spec\":{{\"denied\":false}}}}'",
-                own.namespace
+                "cluster {name} is shut out; to let it in: kubectl towline approve {name}"
             ));
         }
     }
     let own_key = own.is_some_and(|own| own.key_fingerprint == applicant.fingerprint);
-    let decision = if invitation.auto_approve || own_key {
+    // An invitation lets a new cluster in. A cluster that is registered is taken over by another key only if a
+    // person says so, whatever the invitation promises.
+    let registered = own.is_some() || existing.is_some_and(|existing| was_approved(existing, applicant));
+    let decision = if own_key || (invitation.auto_approve && !registered) {
         RegistrationResult::Approved
     } else {
         RegistrationResult::Pending
@@ -417,6 +446,11 @@ fn outcome<'a>(
     let same_invitation = existing.spec.invitation == invitation.id;
     let same_key = existing.spec.key_fingerprint == applicant.fingerprint;
     if !same_key || (!same_invitation && (denied || existing.spec.cluster_name != name.as_str())) {
+        if is_older(invitation, existing) {
+            return Outcome::Deny(format!(
+                "this invitation is older than the one that cluster {name} asked with last; make a new one with: kubectl towline register {name}"
+            ));
+        }
         return Outcome::Write(decision);
     }
     let message =
@@ -444,6 +478,21 @@ fn outcome<'a>(
         }
         Some(RegistrationResult::Denied) => Outcome::Deny(message),
     }
+}
+
+/// Whether the hub has set up this cluster for another key, or was told to.
+fn was_approved(existing: &ClusterRegistrationRequest, applicant: &Applicant) -> bool {
+    let Some(status) = &existing.status else { return false };
+    let approved = matches!(status.result, Some(RegistrationResult::Approved | RegistrationResult::Failed));
+    // The key in the request may be one that was never approved; the cluster has another then.
+    let set_up = !status.managed_cluster_name.is_empty();
+    set_up || (approved && existing.spec.key_fingerprint != applicant.fingerprint)
+}
+
+/// Whether the invitation was made before the one that the request was written for.
+fn is_older(invitation: &Stored, existing: &ClusterRegistrationRequest) -> bool {
+    let before: Option<Timestamp> = existing.annotations().get(INVITED_AT).and_then(|at| at.parse().ok());
+    invitation.made.zip(before).is_some_and(|(made, before)| made < before)
 }
 
 /// Writes the request as the applicant and the invitation have it. A decision that was made for another key is
@@ -475,6 +524,8 @@ async fn write(
         ]
         .into(),
     );
+    request.metadata.annotations =
+        invitation.made.map(|made| [(INVITED_AT.to_owned(), made.to_string())].into());
     let Some(existing) = existing else { return requests.create(&PostParams::default(), &request).await };
     let undecided = decide(requests, existing, RegistrationResult::Pending).await?;
     // Against the version that was read: a person's decision in between is a conflict, not lost.
@@ -504,6 +555,9 @@ async fn decide(
 }
 
 #[cfg(test)]
+mod against_the_api;
+
+#[cfg(test)]
 mod tests {
     use api::registration::ClusterRegistrationRequestStatus;
     use aws_lc_rs::rand::SystemRandom;
@@ -515,7 +569,7 @@ mod tests {
     const INVITATION: &str = "0123456789abcdef";
     const NEWER: &str = "fedcba9876543210";
 
-    fn proof(invitation: &str, cluster: &str) -> ClusterRegistrationSpec {
+    pub(super) fn proof(invitation: &str, cluster: &str) -> ClusterRegistrationSpec {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
         let mut spki = P256_PREFIX.to_vec();
         spki.extend_from_slice(&key.public_key().as_ref()[1..]);
@@ -550,6 +604,7 @@ mod tests {
             labels: [("site".to_owned(), "ulm".to_owned())].into(),
             groups: vec![],
             used_by: None,
+            made: None,
         }
     }
 
@@ -663,13 +718,6 @@ mod tests {
                 false,
                 "write pending",
             ),
-            (
-                "other key, approving",
-                Some(request("edge", "old", NEWER, Some(Approved))),
-                vec![cluster("c1", "edge", "old")],
-                true,
-                "write approved",
-            ),
             ("request gone, own key", None, vec![cluster("c1", "edge", "k")], false, "write approved"),
             ("request gone, other key", None, vec![cluster("c1", "edge", "old")], false, "write pending"),
             ("registered under another name", None, vec![cluster("c1", "other", "k")], true, "deny"),
@@ -688,6 +736,104 @@ mod tests {
             let outcome = outcome(existing.as_ref(), clusters.iter(), &applicant("k"), &invitation);
             assert_eq!(kind(&outcome), wanted, "{what}: {outcome:?}");
         }
+    }
+
+    #[test]
+    fn an_approving_invitation_lets_in_what_is_new_and_takes_nothing_over() {
+        use RegistrationResult::{Approved, Denied, Failed, Pending};
+        let invitation = Stored { auto_approve: true, ..invitation("edge") };
+        for (what, existing, clusters, wanted) in [
+            (
+                "other key approved",
+                Some(request("edge", "old", NEWER, Some(Approved))),
+                vec![cluster("c1", "edge", "old")],
+                "write pending",
+            ),
+            ("other key, request gone", None, vec![cluster("c1", "edge", "old")], "write pending"),
+            (
+                "other key, set up but not yet in the catalog",
+                Some(request("edge", "old", NEWER, Some(Approved))),
+                vec![],
+                "write pending",
+            ),
+            (
+                "other key, the approved one failed",
+                Some(request("edge", "old", NEWER, Some(Failed))),
+                vec![],
+                "write pending",
+            ),
+            (
+                "this key pending beside the cluster's",
+                Some(request("edge", "k", INVITATION, Some(Pending))),
+                vec![cluster("c1", "edge", "old")],
+                "wait",
+            ),
+            (
+                "this key undecided beside the cluster's",
+                Some(request("edge", "k", INVITATION, None)),
+                vec![cluster("c1", "edge", "old")],
+                "set pending",
+            ),
+            ("other key denied", Some(request("edge", "old", NEWER, Some(Denied))), vec![], "write approved"),
+            (
+                "other key pending",
+                Some(request("edge", "old", NEWER, Some(Pending))),
+                vec![],
+                "write approved",
+            ),
+        ] {
+            let outcome = outcome(existing.as_ref(), clusters.iter(), &applicant("k"), &invitation);
+            assert_eq!(kind(&outcome), wanted, "{what}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_was_set_up_is_taken_over_by_nobody_even_before_it_is_known_here() {
+        let mut pending = request("edge", "k", INVITATION, Some(RegistrationResult::Pending));
+        pending.status.as_mut().unwrap().managed_cluster_name = "edge".to_owned();
+        let invitation = Stored { auto_approve: true, ..invitation("edge") };
+        let outcome = outcome(Some(&pending), [].iter(), &applicant("k"), &invitation);
+        assert_eq!(kind(&outcome), "wait");
+    }
+
+    #[test]
+    fn an_older_invitation_takes_no_request_over() {
+        let mut existing = request("edge", "old", NEWER, Some(RegistrationResult::Pending));
+        existing.metadata.annotations =
+            Some([(INVITED_AT.to_owned(), "2029-01-02T00:00:00Z".to_owned())].into());
+        let outcome = |existing: &ClusterRegistrationRequest, made: Option<&str>| {
+            let made = made.map(|made| made.parse().unwrap());
+            let invitation = Stored { made, ..invitation("edge") };
+            kind(&outcome(Some(existing), [].iter(), &applicant("k"), &invitation))
+        };
+        assert_eq!(outcome(&existing, Some("2029-01-01T23:59:59Z")), "deny");
+        for newer in [Some("2029-01-02T00:00:00Z"), Some("2029-01-03T00:00:00Z"), None] {
+            assert_eq!(outcome(&existing, newer), "write pending");
+        }
+        existing.spec.key_fingerprint = "k".to_owned();
+        assert_eq!(
+            outcome(&existing, Some("2029-01-01T00:00:00Z")),
+            "wait",
+            "the same agent may come with it"
+        );
+    }
+
+    #[test]
+    fn what_is_to_be_done_is_a_command_that_helps() {
+        let shut_out = Cluster { denied: true, ..cluster("c1", "edge", "k") };
+        let Outcome::Deny(message) =
+            outcome(None, [&shut_out].into_iter(), &applicant("k"), &invitation("edge"))
+        else {
+            panic!("not denied")
+        };
+        // The controller takes a change of spec.denied by hand back while the request is denied.
+        assert!(message.contains("kubectl towline approve edge") && !message.contains("patch"), "{message}");
+    }
+
+    #[test]
+    fn a_busy_registration_is_no_used_invitation() {
+        let status = busy().to_status();
+        assert_eq!((status.code.as_u16(), status.retry_after), (503, Some(1)));
     }
 
     #[test]

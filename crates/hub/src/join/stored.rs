@@ -47,6 +47,8 @@ pub struct Stored {
     pub groups: Vec<String>,
     /// Who used it.
     pub used_by: Option<User>,
+    /// When it was made, as the parent says of its Secret; never written.
+    pub made: Option<Timestamp>,
 }
 
 /// The one cluster and key that used an invitation.
@@ -115,6 +117,7 @@ impl Stored {
             labels: serde_json::from_str(text("labels")?).ok()?,
             groups: serde_json::from_str(text("groups")?).ok()?,
             used_by,
+            made: secret.metadata.creation_timestamp.as_ref().map(|time| time.0),
         })
     }
 }
@@ -134,6 +137,7 @@ mod tests {
             labels: [("site".to_owned(), "ulm".to_owned())].into(),
             groups: vec!["dev".to_owned()],
             used_by: None,
+            made: None,
         };
         assert_eq!(Stored::from_secret(&stored.to_secret("alice", None)), Some(stored.clone()));
         stored.used_by = Some(User { cluster: "c1".parse().unwrap(), fingerprint: "SHA256:x".to_owned() });
