@@ -63,12 +63,9 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The parent cannot be reached, the certificate cannot be made, the address is taken.
-pub async fn start(mut settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
+pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     runtime::tls::provider();
     let config = parent(&settings).await?;
-    if settings.parent_ca_pem.is_empty() {
-        settings.parent_ca_pem = ca_pem(&config);
-    }
     let client = Client::try_from(config).context("the client for the parent's API server cannot be made")?;
     let settings = Arc::new(settings);
     let listener = TcpListener::bind(settings.listen)
@@ -208,18 +205,34 @@ async fn until<T>(stop: Stop, task: impl Future<Output = T>) -> anyhow::Result<(
 
 /// How to reach the parent.
 async fn parent(settings: &Settings) -> anyhow::Result<kube::Config> {
-    match &settings.kubeconfig {
+    let mut config = match &settings.kubeconfig {
         Some(path) => {
             let file =
                 Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
             kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
-                .with_context(|| format!("--kubeconfig {} cannot be used", path.display()))
+                .with_context(|| format!("--kubeconfig {} cannot be used", path.display()))?
         }
         None => kube::Config::infer()
             .await
-            .context("there is no way to the parent: not in a pod, and no kubeconfig"),
+            .context("there is no way to the parent: not in a pod, and no kubeconfig")?,
+    };
+    // It repeats a request for as long as the parent says "later", unseen by whoever waits. Each caller has a
+    // deadline and tries again by itself.
+    config.default_retry = false;
+    Ok(config)
+}
+
+/// The CA that agents shall believe: the one of the flag, or that of the hub's own connection as it is now. Read
+/// anew each time, since the parent's CA may be replaced while the hub runs.
+///
+/// # Errors
+/// The way to the parent cannot be read any more.
+pub(crate) async fn ca_for_agents(settings: &Settings) -> anyhow::Result<String> {
+    if !settings.parent_ca_pem.is_empty() {
+        return Ok(settings.parent_ca_pem.clone());
     }
+    Ok(ca_pem(&parent(settings).await?))
 }
 
 /// The CA of the hub's own connection, for agents.
@@ -250,5 +263,50 @@ mod tests {
         config.root_cert = Some(vec![ca.cert.der().to_vec()]);
         let pem = ca_pem(&config);
         assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), *ca.cert.der());
+    }
+    /// A kubeconfig in the system's folder for such, gone with the value.
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("towline-hub-{name}-{}", std::process::id())))
+        }
+
+        fn write(&self, ca: &rcgen::CertifiedKey<rcgen::KeyPair>) {
+            let ca = STANDARD.encode(ca.cert.pem());
+            let text = format!(
+                "current-context: a\nclusters: [{{name: a, cluster: {{server: 'https://p', certificate-authority-data: {ca}}}}}]\n\
+                 contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\nusers: [{{name: a, user: {{token: t}}}}]\n"
+            );
+            std::fs::write(&self.0, text).unwrap();
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            drop(std::fs::remove_file(&self.0));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_invitation_carries_the_ca_of_the_moment() {
+        let scratch = Scratch::new("ca");
+        let settings = Settings { kubeconfig: Some(scratch.0.clone()), ..Settings::default() };
+        for name in ["before", "after"] {
+            let ca = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            scratch.write(&ca);
+            let pem = ca_for_agents(&settings).await.unwrap();
+            assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), *ca.cert.der());
+        }
+        let fixed = Settings { parent_ca_pem: "the flag's".to_owned(), ..settings };
+        assert_eq!(ca_for_agents(&fixed).await.unwrap(), "the flag's");
+    }
+
+    #[tokio::test]
+    async fn what_fails_at_the_parent_is_not_repeated_unseen() {
+        let scratch = Scratch::new("retry");
+        scratch.write(&rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap());
+        let settings = Settings { kubeconfig: Some(scratch.0.clone()), ..Settings::default() };
+        assert!(!parent(&settings).await.unwrap().default_retry);
     }
 }

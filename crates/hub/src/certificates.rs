@@ -2,7 +2,8 @@
 //! all replicas share, renewed at two thirds of life, and announced to the aggregator as `caBundle`.
 //!
 //! Promises: what the hub serves can always be verified with what the APIServices hold, because a new CA is
-//! announced before anything signed by it is served and the old one stays in the bundle while it is valid.
+//! announced a round before anything signed by it is served, and the old one stays in the bundle while it is
+//! valid, also when somebody deletes the Secret.
 //! Two replicas that start at once end up with one CA (the Secret's resourceVersion decides; the loser
 //! reads again). The keys are in that Secret and in memory, nowhere else.
 
@@ -29,6 +30,7 @@ use rustls_pki_types::pem::PemObject as _;
 use x509_parser::extensions::GeneralName;
 
 use crate::config::Settings;
+use crate::control::DEADLINE;
 
 /// Five years: longer than anybody leaves a hub alone; it signs nothing but the hub's own certificate.
 const CA_LIFE: SignedDuration = SignedDuration::from_hours(5 * 365 * 24);
@@ -57,6 +59,9 @@ pub enum CertificateTrouble {
         "secret clusternet-system/clusternet-hub-tls changes faster than it can be read; is something else writing it?"
     )]
     Race,
+    /// It took too long.
+    #[error("the parent's API did not answer within {} s", DEADLINE.as_secs())]
+    Slow,
     /// Signing failed.
     #[error("a certificate cannot be made: {0}")]
     Make(#[from] rcgen::Error),
@@ -156,41 +161,81 @@ pub async fn start(
     settings: &Settings,
 ) -> Result<(ServingCert, impl Future<Output = ()> + Send + 'static + use<>), CertificateTrouble> {
     tracing::debug!(hub = settings.hub_id, "reading the serving certificate");
-    let material = load(&client, Timestamp::now()).await?;
-    announce(&client, &material.ca_bundle).await?;
+    let material = in_time(load_and_announce(&client, Timestamp::now(), None)).await?;
     let serving = ServingCert::new(&material.chain, material.key.reveal())?;
-    Ok((serving.clone(), keep_fresh(client, serving, material)))
+    let served = Served { serving: serving.clone(), current: material, announced: None };
+    Ok((serving, keep_fresh(client, served)))
 }
 
-async fn keep_fresh(client: Client, serving: ServingCert, mut current: Material) {
+async fn in_time<T>(
+    work: impl Future<Output = Result<T, CertificateTrouble>>,
+) -> Result<T, CertificateTrouble> {
+    tokio::time::timeout(DEADLINE, Box::pin(work)).await.unwrap_or(Err(CertificateTrouble::Slow))
+}
+
+/// What this replica serves, and what it will.
+struct Served {
+    serving: ServingCert,
+    current: Material,
+    /// Of another CA: announced in the last round, served from the next one on.
+    announced: Option<Material>,
+}
+
+async fn keep_fresh(client: Client, mut served: Served) {
     let mut ticks = tokio::time::interval(CHECK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // The next tick is the retry; what is served stays good meanwhile.
-        if let Err(error) = refresh(&client, &serving, &mut current).await {
+        if let Err(error) = in_time(refresh(&client, &mut served, Timestamp::now())).await {
             tracing::warn!(%error, "the hub's certificate could not be checked; trying again");
         }
     }
 }
 
-async fn refresh(
-    client: &Client,
-    serving: &ServingCert,
-    current: &mut Material,
-) -> Result<(), CertificateTrouble> {
-    let material = load(client, Timestamp::now()).await?;
-    announce(client, &material.ca_bundle).await?;
-    if material != *current {
-        serving.replace(&material.chain, material.key.reveal())?;
-        *current = material;
-        tracing::info!("a new serving certificate is in use");
+async fn refresh(client: &Client, served: &mut Served, now: Timestamp) -> Result<(), CertificateTrouble> {
+    let material = load_and_announce(client, now, Some(&served.current)).await?;
+    if material == served.current {
+        served.announced = None;
+        return Ok(());
     }
+    // The aggregators of all kube-apiservers have to learn of a CA before it is used. While they do, the old
+    // certificate is good, unless whoever made the new CA has dropped the old one.
+    let (ca, old_ca) = (signer(&material), signer(&served.current));
+    let old_is_good = certificates(&material.ca_bundle).iter().any(|ca| Some(ca) == old_ca.as_ref());
+    if ca != old_ca && old_is_good && served.announced.as_ref() != Some(&material) {
+        served.announced = Some(material);
+        return Ok(());
+    }
+    served.serving.replace(&material.chain, material.key.reveal())?;
+    served.current = material;
+    served.announced = None;
+    tracing::info!("a new serving certificate is in use");
     Ok(())
 }
 
-/// Reads the Secret and brings it up to date; whoever is second in a race takes what the first one wrote.
-async fn load(client: &Client, now: Timestamp) -> Result<Material, CertificateTrouble> {
+/// The CA that signs.
+fn signer(material: &Material) -> Option<CertificateDer<'static>> {
+    certificates(&material.ca_bundle).into_iter().next()
+}
+
+async fn load_and_announce(
+    client: &Client,
+    now: Timestamp,
+    current: Option<&Material>,
+) -> Result<Material, CertificateTrouble> {
+    let material = load(client, now, current).await?;
+    announce(client, &material.ca_bundle).await?;
+    Ok(material)
+}
+
+/// Reads the Secret and brings it up to date; whoever is second in a race takes what the first one wrote. If there
+/// is none any more, the CAs of `current` stay in the bundle of the new one.
+async fn load(
+    client: &Client,
+    now: Timestamp,
+    current: Option<&Material>,
+) -> Result<Material, CertificateTrouble> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     for _ in 0..RACE_TRIES {
         let stored = secrets.get_opt(HUB_TLS_SECRET).await.map_err(CertificateTrouble::Secret)?;
@@ -199,7 +244,7 @@ async fn load(client: &Client, now: Timestamp) -> Result<Material, CertificateTr
         if let (Plan::Keep, Some(material)) = (plan, existing.as_ref()) {
             return Ok(material.clone());
         }
-        let material = make(now, existing.as_ref(), plan)?;
+        let material = make(now, existing.as_ref().or(current), plan)?;
         let version = stored.and_then(|secret| secret.metadata.resource_version);
         let wanted = to_secret(&material, version.clone());
         let written = if version.is_some() {
@@ -359,6 +404,7 @@ fn to_pem(certificate: &CertificateDer<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::fake_api::{FakeApi, Reaction};
 
     fn day(day: i64) -> Timestamp {
         Timestamp::from_second(1_900_000_000).unwrap() + SignedDuration::from_hours(24 * day)
@@ -439,5 +485,79 @@ mod tests {
         let material = fresh();
         assert_eq!(from_secret(&to_secret(&material, None)), Some(material.clone()));
         assert!(!format!("{material:?}").contains("PRIVATE"));
+    }
+    const SECRET: &str = "/api/v1/namespaces/clusternet-system/secrets/clusternet-hub-tls";
+    const SERVICE: &str = "/apis/apiregistration.k8s.io/v1/apiservices/v1alpha1.proxies.clusternet.io";
+
+    /// A parent and a replica that serves what it made there.
+    async fn serving() -> (FakeApi, Served) {
+        let api = FakeApi::start().await;
+        api.put(
+            SERVICE,
+            &serde_json::json!({ "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+                                 "metadata": {}, "spec": { "groupPriorityMinimum": 1, "versionPriority": 1 } }),
+        );
+        let current = load_and_announce(&api.client(), day(0), None).await.unwrap();
+        let serving = ServingCert::new(&current.chain, current.key.reveal()).unwrap();
+        (api, Served { serving, current, announced: None })
+    }
+
+    fn announced(api: &FakeApi) -> String {
+        let service = api.get(SERVICE).unwrap();
+        let bundle = service["spec"]["caBundle"].as_str().unwrap().to_owned();
+        String::from_utf8(STANDARD.decode(bundle).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_a_new_ca_is_served_a_round_after_the_ca_was_announced() {
+        let (api, mut served) = serving().await;
+        let old = served.current.clone();
+        // Another replica was faster.
+        let new = make(day(1), Some(&old), Plan::NewCa).unwrap();
+        api.put(SECRET, &to_secret(&new, None));
+        refresh(&api.client(), &mut served, day(1)).await.unwrap();
+        assert_eq!((&served.current, announced(&api)), (&old, new.ca_bundle.clone()));
+        refresh(&api.client(), &mut served, day(1)).await.unwrap();
+        assert_eq!(served.current, new);
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_of_the_same_ca_or_of_one_that_drops_the_old_is_served_at_once() {
+        let (api, mut served) = serving().await;
+        let leaf = make(day(61), Some(&served.current), Plan::NewLeaf).unwrap();
+        api.put(SECRET, &to_secret(&leaf, None));
+        refresh(&api.client(), &mut served, day(61)).await.unwrap();
+        assert_eq!(served.current, leaf);
+        // The old one cannot be verified any more.
+        let stranger = make(day(61), None, Plan::NewCa).unwrap();
+        api.put(SECRET, &to_secret(&stranger, None));
+        refresh(&api.client(), &mut served, day(61)).await.unwrap();
+        assert_eq!(served.current, stranger);
+    }
+
+    #[tokio::test]
+    async fn a_deleted_secret_takes_no_ca_away() {
+        let (api, mut served) = serving().await;
+        let old = served.current.clone();
+        api.delete(SECRET);
+        refresh(&api.client(), &mut served, day(1)).await.unwrap();
+        assert_eq!(served.current, old);
+        assert_eq!(certificates(&announced(&api)).len(), 2);
+        assert!(announced(&api).ends_with(&old.ca_bundle));
+        refresh(&api.client(), &mut served, day(1)).await.unwrap();
+        assert_ne!(served.current, old);
+    }
+
+    #[tokio::test]
+    async fn a_parent_that_does_not_answer_holds_the_certificate_up_for_a_bounded_time() {
+        let (api, mut served) = serving().await;
+        let client = api.client();
+        refresh(&client, &mut served, day(1)).await.unwrap();
+        api.hook(|_, _| Reaction::Hang);
+        // Over the connection that there is, so that it is not the connecting that ends.
+        tokio::time::pause();
+        let round = in_time(refresh(&client, &mut served, day(1)));
+        let round = tokio::time::timeout(DEADLINE * 2, round).await;
+        assert!(matches!(round, Ok(Err(CertificateTrouble::Slow))), "{round:?}");
     }
 }

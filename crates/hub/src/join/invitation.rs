@@ -24,6 +24,7 @@ use serde_json::Value;
 
 use super::stored::{SECRET_TYPE, Stored, secret_name};
 use super::{Join, answer, hex, in_time, invalid, parent_trouble, parse, sha256_hex};
+use crate::app::ca_for_agents;
 use crate::generate::agent_manifest::{AgentManifest, generate};
 use crate::refusal::Refusal;
 
@@ -60,6 +61,14 @@ impl Join {
         let image = spec.image.as_deref().unwrap_or(&self.settings.agent_image);
         check_image(image)?;
         let parent_url = self.address(spec.address)?;
+        let parent_ca_pem = ca_for_agents(&self.settings).await.map_err(|error| {
+            tracing::warn!(error = %format!("{error:#}"), "the parent's CA cannot be read");
+            Status::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Reason::InternalError,
+                "the hub cannot read the CA of its own connection to the parent; see its log",
+            )
+        })?;
 
         let secret = Hidden::from(URL_SAFE_NO_PAD.encode(random::<32>()?));
         let stored = Stored {
@@ -77,7 +86,7 @@ impl Join {
         let manifest = generate(&AgentManifest {
             cluster_name: spec.cluster_name.clone(),
             parent_url,
-            parent_ca_pem: self.settings.parent_ca_pem.clone(),
+            parent_ca_pem,
             invitation: stored.id.clone(),
             invitation_secret: secret,
             token,

@@ -21,7 +21,11 @@ const OTHERS: &str = "4444444444444444";
 
 async fn world() -> (FakeApi, Join) {
     let api = FakeApi::start().await;
-    let settings = Settings { public_url: Some("https://parent".to_owned()), ..Settings::default() };
+    let settings = Settings {
+        public_url: Some("https://parent".to_owned()),
+        parent_ca_pem: "the parent's".to_owned(),
+        ..Settings::default()
+    };
     let catalog = Arc::new(Catalog::default());
     catalog.replace([]);
     let join = Join::new(api.client(), Arc::new(settings), catalog);
