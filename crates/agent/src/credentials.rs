@@ -65,6 +65,11 @@ pub enum StoreError {
         "Secret {SYSTEM_NAMESPACE}/{CREDENTIAL_SECRET} was changed by somebody else at each of {WRITE_TRIES} tries"
     )]
     Contended,
+    /// Another agent of this cluster was faster, or somebody put a backup there.
+    #[error(
+        "Secret {SYSTEM_NAMESPACE}/{CREDENTIAL_SECRET} holds another key of this cluster, {0}; it is not overwritten: run one agent, and restart it to use that key"
+    )]
+    OtherKey(String),
     /// The key cannot be written.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -168,6 +173,12 @@ impl Credentials {
             // Read first: the object's labels and annotations are those of whoever applied agent.yaml, and
             // its resourceVersion makes the write fail if somebody was faster.
             let mut secret: Value = self.agent.get(&path()).await?;
+            // A key that was made here may be the one that is registered.
+            if let Some(there) = read(&secret, &state.cluster).map(|there| there.key.fingerprint())
+                && there != state.key.fingerprint()
+            {
+                return Err(StoreError::OtherKey(there));
+            }
             fill(&mut secret, state)?;
             match self.agent.put::<Value>(&path(), &secret).await {
                 Ok(_) => return Ok(()),
@@ -221,6 +232,8 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::account::Bearer;
+    use crate::upstream::Upstream;
 
     fn stored(credential: Option<Held>) -> (State, Value) {
         let state =
@@ -255,6 +268,35 @@ mod tests {
         let (_, secret) = stored(None);
         assert!(read(&secret, &"c2".parse().unwrap()).is_none());
         assert!(read(&secret, &"c1".parse().unwrap()).is_some());
+    }
+
+    #[tokio::test]
+    async fn another_key_of_this_cluster_is_never_overwritten() {
+        let child = crate::testing::Child::new(&[]);
+        let server = child.serve().await;
+        let upstream = Upstream::new(&server.address(), server.ca_file()).unwrap();
+        let token = Bearer::File(server.scratch.file("token", "agent-token"));
+        let account = Account::new(Arc::new(upstream), token);
+        let (late, first) = (Credentials::new(account.clone()), Credentials::new(account));
+        // Both found no key and made one; the other one was faster to write.
+        let cluster: ClusterId = crate::testing::CLUSTER.parse().unwrap();
+        let state =
+            State { key: Arc::new(Key::generate().unwrap()), cluster: cluster.clone(), credential: None };
+        let held = first.state().await.unwrap();
+        let before = child.stored.lock().unwrap().clone();
+        let error = late.write(&state).await.unwrap_err();
+        assert!(matches!(&error, StoreError::OtherKey(key) if *key == held.key.fingerprint()), "{error}");
+        assert_eq!(*child.stored.lock().unwrap(), before);
+        assert_eq!(
+            late.state().await.unwrap().key.fingerprint(),
+            held.key.fingerprint(),
+            "it takes that one"
+        );
+        // Its own key may be written again, and one of another cluster is no key here.
+        late.write(&held).await.unwrap();
+        let elsewhere = State { cluster: "c2".parse().unwrap(), ..State::clone(&held) };
+        fill(&mut child.stored.lock().unwrap(), &elsewhere).unwrap();
+        late.write(&state).await.unwrap();
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub const REGISTRATION_ANSWER: usize = 64 * 1024;
 pub const REGISTRATION_RETRY: Duration = Duration::from_secs(5);
 /// Longest time between two tries, whatever the hub says.
 pub const REGISTRATION_RETRY_MAX: Duration = Duration::from_secs(300);
-/// After a denial, which a person may take back.
-pub const DENIED_RETRY: Duration = Duration::from_secs(300);
+/// After a denial, which a person may take back, and then waits for the cluster.
+pub const DENIED_RETRY: Duration = Duration::from_secs(60);
 /// Tries to write the credential when somebody else changes the Secret at the same time.
 pub const WRITE_TRIES: usize = 5;

@@ -254,7 +254,7 @@ mod tests {
             matches!(judged(201, status("Pending")), Ok(Outcome::Pending(_, after)) if after.as_secs() == 9)
         );
         assert!(
-            matches!(judged(201, status("Denied")), Ok(Outcome::Denied(_, after)) if after == DENIED_RETRY)
+            matches!(judged(201, status("Denied")), Ok(Outcome::Denied(_, after)) if after.as_secs() == 60)
         );
         assert_eq!(judged(201, status("Failed")).unwrap_err().code, Code::HubDown);
         let approved = serde_json::json!({ "status": { "result": "Approved",

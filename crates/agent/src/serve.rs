@@ -251,6 +251,7 @@ fn from_store(error: &StoreError) -> Status {
         | StoreError::Child(_)
         | StoreError::Form
         | StoreError::Contended
+        | StoreError::OtherKey(_)
         | StoreError::Key(_) => (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable),
     };
     Status::new(code, reason, error.to_string())
