@@ -33,9 +33,9 @@ pub(crate) async fn approve(session: &Session, args: &Approve) -> Result<(), Fai
             }
         };
     }
-    say(&card(&request));
+    say(&card(&request, &registered_as(session, &request).await?));
     compare(args.fingerprint.as_deref(), &request)?;
-    confirm(args)?;
+    confirm(session, args)?;
     decide(session, &request, &approval(&request)).await?;
     // A cluster that was shut out and asks anew needs both decisions taken back. Whoever may approve need not
     // be allowed to see clusters; then there is nothing to take back for them.
@@ -52,11 +52,12 @@ pub(crate) async fn approve(session: &Session, args: &Approve) -> Result<(), Fai
 /// Runs `deny`.
 pub(crate) async fn deny(session: &Session, args: &Deny) -> Result<(), Failure> {
     let request = find::request(session, &args.cluster).await?;
-    if let Some(request) = request.filter(find::is_open) {
-        say(&card(&request));
+    if let Some(request) = request.filter(may_be_denied) {
+        let registered = registered_as(session, &request).await?;
+        say(&card(&request, &registered));
         decide(session, &request, &denial(&request, &args.reason)).await?;
         data(&format!("Denied: cluster {}.\n", shown(&request.spec.cluster_name)))?;
-        say("Its agent asks again every few minutes and is told the same.");
+        say(&after_denial(&request, &registered, &session.command()));
         return Ok(());
     }
     let cluster = find::registered(session, &args.cluster).await?;
@@ -73,6 +74,58 @@ pub(crate) async fn deny(session: &Session, args: &Deny) -> Result<(), Failure> 
          next:  {command} approve {name} (to let it in again) or {command} unregister {name}"
     ));
     Ok(())
+}
+
+/// The cluster that a request is about, as it is registered now.
+#[derive(Debug)]
+enum Registered {
+    /// It is not.
+    No,
+    /// For this key; shut out or not.
+    For { key: String, denied: bool },
+    /// The caller may not see clusters.
+    Hidden,
+}
+
+async fn registered_as(
+    session: &Session,
+    request: &ClusterRegistrationRequest,
+) -> Result<Registered, Failure> {
+    let Ok(id) = request.spec.cluster_id.parse::<ClusterId>() else { return Ok(Registered::No) };
+    match find::cluster(session, &id).await {
+        Ok(None) => Ok(Registered::No),
+        Ok(Some(cluster)) => {
+            Ok(Registered::For { key: cluster.spec.key_fingerprint, denied: cluster.spec.denied })
+        }
+        Err(failure) if failure.exit() == Exit::Denied => Ok(Registered::Hidden),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Nobody has decided, or what was approved could not be carried out.
+fn may_be_denied(request: &ClusterRegistrationRequest) -> bool {
+    find::is_open(request) || find::decision(request) == Some(RegistrationResult::Failed)
+}
+
+/// What a denial means, and what it does not.
+fn after_denial(request: &ClusterRegistrationRequest, registered: &Registered, command: &str) -> String {
+    let name = shown(&request.spec.cluster_name);
+    let asks = "Its agent asks again every minute and is told the same.";
+    match registered {
+        Registered::For { key, denied: false } if *key != request.spec.key_fingerprint => format!(
+            "The agent with this key asks again every minute and is told the same.\n\
+             The cluster stays registered with key {} and goes on working.\n\
+             next:  {command} deny {name} (once more, to shut the cluster out too)",
+            shown(key)
+        ),
+        Registered::For { denied: false, .. } => {
+            format!("{asks} The cluster is registered with this key: it is shut out within 5 seconds.")
+        }
+        Registered::Hidden => format!(
+            "{asks}\nIf it is registered with another key, it goes on working with that; you may not see clusters."
+        ),
+        Registered::No | Registered::For { .. } => asks.to_owned(),
+    }
 }
 
 async fn readmit(session: &Session, args: &Approve, cluster: &ManagedCluster) -> Result<(), Failure> {
@@ -146,13 +199,23 @@ fn decision(request: &ClusterRegistrationRequest, result: &str, message: &str) -
 }
 
 /// What the person decides on.
-fn card(request: &ClusterRegistrationRequest) -> String {
+fn card(request: &ClusterRegistrationRequest, registered: &Registered) -> String {
     let mut text = format!(
         "cluster      {}\nid           {}\nfingerprint  {}",
         shown(&request.spec.cluster_name),
         shown(&request.spec.cluster_id),
         shown(&request.spec.key_fingerprint)
     );
+    match registered {
+        Registered::For { key, .. } if *key != request.spec.key_fingerprint => text.push_str(&format!(
+            "\nreplaces     key {} of the cluster as it is registered; the agent with that key loses its place",
+            shown(key)
+        )),
+        Registered::For { .. } | Registered::No => {}
+        Registered::Hidden => {
+            text.push_str("\nreplaces     perhaps the key of a registered cluster; you may not see clusters");
+        }
+    }
     if let Some(result) = find::decision(request).filter(|result| *result != RegistrationResult::Pending) {
         let why = request.status.as_ref().map_or("", |status| &status.error_message);
         text.push_str(&format!("\nso far       {result:?}: {}", shown(why)));
@@ -176,12 +239,21 @@ fn same_key(wanted: Option<&str>, actual: &str) -> Result<(), Failure> {
     .next("compare with the cluster: kubectl -n clusternet-system logs deployment/clusternet-agent | grep SHA256"))
 }
 
-fn confirm(args: &Approve) -> Result<(), Failure> {
+fn confirm(session: &Session, args: &Approve) -> Result<(), Failure> {
     if args.yes || args.fingerprint.is_some() {
         return Ok(());
     }
-    // Without a terminal nobody can be asked, and the command line was the decision.
-    let Some(reply) = ask("The agent logs the same fingerprint. Approve? [y/N] ") else { return Ok(()) };
+    confirmed(ask("The agent logs the same fingerprint. Approve? [y/N] "), args, &session.command())
+}
+
+/// A reply of `None` comes from nobody: a script that has not said which key it means has not decided.
+fn confirmed(reply: Option<String>, args: &Approve, command: &str) -> Result<(), Failure> {
+    let Some(reply) = reply else {
+        return Err(Failure::new(Exit::Usage, "not approved: there is no terminal to ask on").next(format!(
+            "{command} approve {} --fingerprint SHA256:... (the agent logs it), or --yes",
+            args.cluster
+        )));
+    };
     if matches!(reply.to_ascii_lowercase().as_str(), "y" | "yes") {
         return Ok(());
     }
@@ -219,9 +291,71 @@ mod tests {
         assert!(same_key(Some(""), "").is_err());
     }
 
+    fn registered(key: &str, denied: bool) -> Registered {
+        Registered::For { key: key.to_owned(), denied }
+    }
+
     #[test]
     fn the_card_shows_an_earlier_decision() {
-        assert!(!card(&asking("i", "n", None)).contains("so far"));
-        assert!(card(&asking("i", "n", Some(RegistrationResult::Denied))).contains("so far       Denied"));
+        let card = |result| card(&asking("i", "n", result), &Registered::No);
+        assert!(!card(None).contains("so far"));
+        assert!(card(Some(RegistrationResult::Denied)).contains("so far       Denied"));
+    }
+
+    #[test]
+    fn the_card_shows_which_key_an_approval_replaces() {
+        let request = asking("i", "n", None);
+        let replaced = card(&request, &registered("SHA256:old", false));
+        assert!(replaced.contains("replaces     key SHA256:old"), "{replaced}");
+        assert!(card(&request, &Registered::Hidden).contains("perhaps"));
+        for same in [Registered::No, registered("SHA256:i", true)] {
+            assert!(!card(&request, &same).contains("replaces"), "{same:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_terminal_nothing_is_approved_by_silence() {
+        use clap::Parser as _;
+        let cli = crate::args::Cli::try_parse_from(["kubectl-towline", "approve", "edge"]).unwrap();
+        let crate::args::Command::Approve(args) = cli.command else { panic!("approve") };
+        let confirmed = |reply: Option<&str>| {
+            confirmed(reply.map(ToOwned::to_owned), &args, "kubectl towline")
+                .map_err(|failure| failure.exit())
+        };
+        assert_eq!(confirmed(None), Err(Exit::Usage));
+        for (reply, wanted) in
+            [("y", Ok(())), ("Yes", Ok(())), ("", Err(Exit::Error)), ("n", Err(Exit::Error))]
+        {
+            assert_eq!(confirmed(Some(reply)), wanted, "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn a_denied_newcomer_takes_nothing_from_the_cluster_and_the_person_learns_that() {
+        let request = asking("i", "n", None);
+        let after = |registered| after_denial(&request, &registered, "kubectl towline");
+        let other = after(registered("SHA256:old", false));
+        assert!(
+            other.contains("stays registered with key SHA256:old") && other.contains("deny n"),
+            "{other}"
+        );
+        assert!(after(registered("SHA256:i", false)).contains("shut out"));
+        for plain in [Registered::No, registered("SHA256:old", true)] {
+            assert_eq!(after(plain), "Its agent asks again every minute and is told the same.");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_carried_out_can_be_denied_and_what_was_cannot() {
+        use RegistrationResult::{Approved, Denied, Failed, Pending};
+        for (result, may) in [
+            (None, true),
+            (Some(Pending), true),
+            (Some(Failed), true),
+            (Some(Approved), false),
+            (Some(Denied), false),
+        ] {
+            assert_eq!(may_be_denied(&asking("i", "n", result)), may, "{result:?}");
+        }
     }
 }

@@ -182,7 +182,7 @@ pub struct Approve {
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse)]
     pub timeout: Duration,
-    /// Do not ask on a terminal
+    /// Do not ask; without a terminal this or --fingerprint has to be there
     #[arg(short, long)]
     pub yes: bool,
 }

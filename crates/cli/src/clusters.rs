@@ -99,43 +99,92 @@ fn whole(objects: Vec<DynamicObject>, output: ListOutput) -> Result<String, Fail
         .map_err(|error| Failure::new(Exit::Error, format!("could not write the list: {error}")))
 }
 
-/// Prints a line for each cluster whose line has changed, until the reader or the person ends it.
+/// Prints a line for each cluster whose line has changed, until the reader or the person ends it or the parent
+/// says no.
 async fn follow(args: &Clusters, api: Api<DynamicObject>, rows: Vec<Row>) -> Result<(), Failure> {
     let mut all = vec![Row::head(true)];
     all.extend(rows.iter().map(|row| row.cells(true, Timestamp::now())));
     let widths = widths(&all);
-    let mut last: BTreeMap<String, Row> = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
+    let mut seen = Seen::new(rows);
     let mut config = watcher::Config::default();
     config.label_selector.clone_from(&args.selector);
     let mut changes = pin!(watcher(api, config).default_backoff());
     let mut lost = false;
     while let Some(change) = changes.next().await {
-        let row = match change {
-            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => Row::of(&object),
-            Ok(watcher::Event::Delete(object)) => {
-                let row = Row { ready: "Gone".to_owned(), ..Row::of(&object) };
-                last.remove(&row.key);
-                data(&changed_line(&row, args, &widths))?;
-                continue;
-            }
-            Ok(watcher::Event::Init | watcher::Event::InitDone) => {
+        match change {
+            Ok(event) => {
                 lost = false;
-                continue;
+                for row in seen.take(event) {
+                    data(&changed_line(&row, args, &widths))?;
+                }
             }
             Err(error) => {
+                if let Some(refused) = refused(&error) {
+                    return Err(refused);
+                }
                 if !lost {
                     say(&format!("The connection is lost ({}); trying again.", shown(&error.to_string())));
                 }
                 lost = true;
-                continue;
             }
-        };
-        if last.get(&row.key).is_none_or(|before| before.differs(&row)) {
-            data(&changed_line(&row, args, &widths))?;
         }
-        last.insert(row.key.clone(), row);
     }
     Ok(())
+}
+
+/// The end of a watch that the parent does not allow (any more): to try again would be to wait for ever.
+fn refused(error: &watcher::Error) -> Option<Failure> {
+    let cause = match error {
+        watcher::Error::InitialListFailed(cause)
+        | watcher::Error::WatchStartFailed(cause)
+        | watcher::Error::WatchFailed(cause) => Failure::of_kube("watch clusters", cause),
+        watcher::Error::WatchError(status) => {
+            Failure::of_kube("watch clusters", &kube::Error::Api(status.clone()))
+        }
+        watcher::Error::NoResourceVersion => return None,
+    };
+    (cause.exit() == Exit::Denied).then_some(cause)
+}
+
+/// What was printed of each cluster.
+struct Seen {
+    last: BTreeMap<String, Row>,
+    /// While a new list arrives after a gap: the clusters that are not in it so far.
+    missing: BTreeMap<String, Row>,
+}
+
+impl Seen {
+    fn new(rows: Vec<Row>) -> Self {
+        let last = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
+        Self { last, missing: BTreeMap::new() }
+    }
+
+    /// The rows to print.
+    fn take(&mut self, event: watcher::Event<DynamicObject>) -> Vec<Row> {
+        let gone = |row: Row| Row { ready: "Gone".to_owned(), ..row };
+        match event {
+            watcher::Event::Init => {
+                self.missing = self.last.clone();
+                Vec::new()
+            }
+            watcher::Event::InitDone => {
+                let missing = std::mem::take(&mut self.missing);
+                self.last.retain(|key, _| !missing.contains_key(key));
+                missing.into_values().map(gone).collect()
+            }
+            watcher::Event::Delete(object) => {
+                let row = Row::of(&object);
+                self.last.remove(&row.key);
+                vec![gone(row)]
+            }
+            watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                let row = Row::of(&object);
+                self.missing.remove(&row.key);
+                let before = self.last.insert(row.key.clone(), row.clone());
+                if before.is_none_or(|before| before.differs(&row)) { vec![row] } else { Vec::new() }
+            }
+        }
+    }
 }
 
 fn changed_line(row: &Row, args: &Clusters, widths: &[usize]) -> String {
@@ -338,6 +387,50 @@ mod tests {
         beat["status"]["lastObservedTime"] = json!("2026-01-01T03:00:00Z");
         assert!(!before.differs(&Row::of(&object(beat))));
         assert!(before.differs(&Row::of(&object(cluster("a", "False", "Lost")))));
+    }
+
+    #[test]
+    fn what_was_deleted_during_a_gap_is_reported_gone() {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        let named = |name: &str| object(cluster(name, "True", "Connected"));
+        let mut seen = Seen::new(vec![Row::of(&named("a")), Row::of(&named("b"))]);
+        let mut take = |event| -> Vec<String> {
+            seen.take(event).into_iter().map(|row| format!("{} {}", row.name, row.ready)).collect()
+        };
+        let none = Vec::<String>::new();
+        assert_eq!(take(Init), none);
+        assert_eq!(take(InitApply(named("b"))), none);
+        assert_eq!(take(InitApply(named("c"))), ["c True"]);
+        assert_eq!(take(InitDone), ["a Gone"]);
+        assert_eq!(take(Init), none);
+        assert_eq!(take(InitApply(named("b"))), none);
+        assert_eq!(take(InitApply(named("c"))), none);
+        assert_eq!(take(InitDone), none, "told once");
+        assert_eq!(take(Delete(named("b"))), ["b Gone"]);
+        assert_eq!(take(Apply(named("a"))), ["a True"], "one that is back is new");
+    }
+
+    #[test]
+    fn a_watch_that_is_not_allowed_ends_and_one_that_broke_does_not() {
+        let answer = |code: u16| kube::core::Status::failure("no", "Reason").with_code(code).boxed();
+        let api = |code| kube::Error::Api(answer(code));
+        for code in [401, 403] {
+            for error in [
+                watcher::Error::InitialListFailed(api(code)),
+                watcher::Error::WatchStartFailed(api(code)),
+                watcher::Error::WatchFailed(api(code)),
+                watcher::Error::WatchError(answer(code)),
+            ] {
+                assert_eq!(refused(&error).unwrap().exit(), Exit::Denied, "{error}");
+            }
+        }
+        for error in [
+            watcher::Error::WatchError(answer(410)),
+            watcher::Error::WatchStartFailed(api(503)),
+            watcher::Error::NoResourceVersion,
+        ] {
+            assert!(refused(&error).is_none(), "{error}");
+        }
     }
 
     #[test]

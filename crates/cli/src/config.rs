@@ -100,13 +100,17 @@ async fn of_kubeconfig(kubeconfig: Kubeconfig, global: &Global) -> Result<Config
     Ok(config)
 }
 
+/// A group alone is nobody; left out silently, a file or a request would be that of the caller.
+pub(crate) fn check_impersonation(global: &Global) -> Result<(), Failure> {
+    if global.impersonate.is_some() || global.impersonate_groups.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Usage, "--as-group needs --as").next("add --as USER"))
+}
+
 fn impersonate(config: &mut Config, global: &Global) -> Result<(), Failure> {
-    let Some(user) = &global.impersonate else {
-        if global.impersonate_groups.is_empty() {
-            return Ok(());
-        }
-        return Err(Failure::new(Exit::Usage, "--as-group needs --as").next("add --as USER"));
-    };
+    check_impersonation(global)?;
+    let Some(user) = &global.impersonate else { return Ok(()) };
     config.auth_info.impersonate = Some(user.clone());
     config.auth_info.impersonate_groups = Some(global.impersonate_groups.clone());
     config.auth_info.impersonate_uid = None;

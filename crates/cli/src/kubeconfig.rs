@@ -93,6 +93,7 @@ pub(crate) fn selected(
 
 /// The new kubeconfig: one cluster, one user, one context, all called `name`.
 fn derived(source: &Source, global: &Global, name: &str, id: &ClusterId) -> Result<Value, Failure> {
+    config::check_impersonation(global)?;
     let (context, mut cluster, mut user) = selected(source, global.context.as_deref())?;
     let server = cluster.server.clone().unwrap_or_default();
     if !server.starts_with("https://") {
@@ -255,6 +256,13 @@ mod tests {
             let global = Global { context: Some(context.to_owned()), ..Global::default() };
             assert_eq!(derive(&source, &global).unwrap_err().exit(), Exit::Error, "{context}");
         }
+    }
+
+    #[test]
+    fn a_group_without_a_user_is_an_error_and_no_file() {
+        let global = Global { impersonate_groups: vec!["dev".to_owned()], ..Global::default() };
+        let failure = derive(&source(r#"{"server":"https://p"}"#, "{}"), &global).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
     }
 
     #[test]
