@@ -9,27 +9,20 @@ use std::time::Duration;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_util::task::TaskTracker;
 
-use crate::apigroup::Documents;
 use crate::audit::{self, Audit};
-use crate::authn::front_proxy::{self, FrontProxy};
-use crate::authz::Authz;
-use crate::catalog::Catalog;
+use crate::authn::front_proxy;
 use crate::config::Settings;
 use crate::control::{self, Control};
-use crate::handle::{Hub, Phases};
-use crate::join::Join;
+use crate::handle::Hub;
 use crate::metrics::Metrics;
-use crate::shares::Shares;
-use crate::tunnels::{self, Tunnels};
+use crate::tunnels;
 use crate::{certificates, listen};
 
 const CHECK_CATALOG: &str = "catalog";
@@ -113,29 +106,12 @@ fn hub(
     stop: Stop,
 ) -> anyhow::Result<(Hub, Option<audit::Writer>)> {
     let (metrics, registry) = Metrics::new();
-    let catalog = Arc::new(Catalog::default());
     let limits = &settings.limits;
     let events =
         usize::try_from(limits.in_flight).unwrap_or(usize::MAX).saturating_add(listen::MAX_CONNECTIONS);
     let (audit, writer) = Audit::start(&settings.audit_log, events, metrics.audit_lost.clone())?;
-    let hub = Hub {
-        users: Shares::new(limits.user_in_flight, limits.user_rate),
-        clusters: Shares::new(limits.cluster_in_flight, limits.cluster_rate),
-        audit,
-        front_proxy: Arc::new(FrontProxy::default()),
-        authz: Authz::new(client.clone(), metrics.clone()),
-        tunnels: Arc::new(Tunnels::new(metrics.clone())),
-        join: Join::new(client, Arc::clone(&settings), Arc::clone(&catalog)),
-        documents: Documents::new(),
-        streams: TaskTracker::new(),
-        phases: Phases { stopping: stop, ..Phases::default() },
-        started: Timestamp::now(),
-        catalog,
-        readiness,
-        metrics,
-        registry,
-        settings,
-    };
+    let mut hub = Hub::new(client, settings, readiness, (metrics, registry), audit);
+    hub.phases.stopping = stop;
     Ok((hub, writer))
 }
 

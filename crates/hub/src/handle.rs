@@ -12,6 +12,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use kube::Client;
 use prometheus_client::registry::Registry;
 use runtime::admin;
 use runtime::readiness::Readiness;
@@ -88,6 +89,37 @@ pub struct Hub {
     pub phases: Phases,
     /// When this process began.
     pub started: Timestamp,
+}
+
+impl Hub {
+    /// A hub that knows no cluster yet and trusts no aggregator.
+    pub fn new(
+        client: Client,
+        settings: Arc<Settings>,
+        readiness: Readiness,
+        (metrics, registry): (Metrics, Arc<Registry>),
+        audit: Audit,
+    ) -> Self {
+        let catalog = Arc::new(Catalog::default());
+        Self {
+            front_proxy: Arc::new(FrontProxy::default()),
+            authz: Authz::new(client.clone(), metrics.clone()),
+            tunnels: Arc::new(Tunnels::new(metrics.clone())),
+            users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
+            clusters: Shares::new(settings.limits.cluster_in_flight, settings.limits.cluster_rate),
+            audit,
+            join: Join::new(client, Arc::clone(&settings), Arc::clone(&catalog)),
+            documents: Documents::new(),
+            streams: TaskTracker::new(),
+            phases: Phases::default(),
+            started: Timestamp::now(),
+            catalog,
+            readiness,
+            metrics,
+            registry,
+            settings,
+        }
+    }
 }
 
 /// Answers any request, and never fails: what cannot be done is answered with why.

@@ -169,9 +169,7 @@ impl Tunnels {
     /// Closes a tunnel in order: tells its agent first, so that it opens another one elsewhere while the streams of
     /// this one finish. An agent that does not answer is told by the closing itself.
     pub(crate) async fn leave(&self, live: &Live) {
-        if let Err(error) = live.ask_agent(Method::POST, PATH_GOAWAY, Bytes::new()).await {
-            tracing::debug!(tunnel = live.tunnel_id, %error, "the agent could not be told that this hub goes");
-        }
+        live.say_goaway().await;
         live.tunnel.close();
     }
 
@@ -275,6 +273,18 @@ impl Live {
     /// See [`SendError`].
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
         self.tunnel.send(request).await
+    }
+
+    /// Whether it takes no new streams.
+    pub fn is_closed(&self) -> bool {
+        self.tunnel.is_closed()
+    }
+
+    /// Asks the agent to open another tunnel, here or elsewhere, and to let go of this one when its streams are done.
+    async fn say_goaway(&self) {
+        if let Err(error) = self.ask_agent(Method::POST, PATH_GOAWAY, Bytes::new()).await {
+            tracing::debug!(tunnel = self.tunnel_id, %error, "the agent could not be told to open another tunnel");
+        }
     }
 
     async fn ask_agent(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, AgentError> {

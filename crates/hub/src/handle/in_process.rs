@@ -116,25 +116,12 @@ impl World {
             ..Settings::default()
         };
         let (metrics, registry) = Metrics::new();
-        let (catalog, settings) = (Arc::new(Catalog::default()), Arc::new(settings));
-        let hub = Arc::new(Hub {
-            front_proxy: Arc::default(),
-            authz: Authz::remembering(parent.client(), metrics.clone(), setup.memory),
-            tunnels: Arc::new(Tunnels::new(metrics.clone())),
-            users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
-            clusters: Shares::new(settings.limits.cluster_in_flight, settings.limits.cluster_rate),
-            audit: setup.audit,
-            join: Join::new(parent.client(), Arc::clone(&settings), Arc::clone(&catalog)),
-            documents: Documents::new(),
-            streams: TaskTracker::new(),
-            phases: Phases::default(),
-            started: Timestamp::UNIX_EPOCH,
-            readiness: Readiness::new(&[]),
-            catalog,
-            metrics,
-            registry,
-            settings,
-        });
+        let authz = Authz::remembering(parent.client(), metrics.clone(), setup.memory);
+        let readiness = Readiness::new(&[]);
+        let mut hub =
+            Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
+        (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
+        let hub = Arc::new(hub);
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();
         hub.catalog.replace([cluster()]);
         let serving = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

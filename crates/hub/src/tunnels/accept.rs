@@ -4,6 +4,7 @@
 //! again for as long as the tunnel lives. A tunnel belongs to the key that the catalog had when it was let
 //! in: once the cluster has another key, it is cut.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use runtime::stop::Stop;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tracing::Instrument as _;
 use tunnel_proto::hub_side::{self, TunnelDriver, UpgradeRefusal};
 use tunnel_proto::{Hello, HelloRefusal, RefusalReason, TunnelError, Welcome, limits};
@@ -28,9 +29,6 @@ use crate::handle::{self, Hub};
 use crate::refusal::Refusal;
 use crate::tunnels::{Conflict, Live};
 
-/// How often the rights of an open tunnel are asked about again. Removal and denial of the cluster cut it at
-/// once; this is for rights that were taken away by hand.
-const RECHECK: Duration = Duration::from_secs(60);
 /// An agent that holds a cluster's place has so long to prove that it lives, when another wants the place.
 const PROOF_OF_LIFE: Duration = Duration::from_secs(3);
 
@@ -194,9 +192,12 @@ async fn prove_life(hub: &Hub, id: &ClusterId) {
 
 /// Keeps the tunnel going until it ends, and tells why it did.
 async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver: TunnelDriver) -> String {
-    let mut recheck = interval_at(Instant::now() + RECHECK, RECHECK);
+    let limits = &hub.settings.limits;
+    let mut recheck = interval_at(Instant::now() + limits.recheck, limits.recheck);
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut draining = false;
+    // Between three quarters of it and all of it: agents that came together do not go together.
+    let mut old = pin!(sleep(limits.tunnel_age.mul_f64(1.0 - rand::random::<f64>() / 4.0)));
+    let (mut draining, mut aged) = (false, false);
     loop {
         tokio::select! {
             biased;
@@ -211,6 +212,13 @@ async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver
                 // Not awaited here: it is this task that moves the tunnel's bytes.
                 let (hub, live) = (Arc::clone(hub), Arc::clone(live));
                 hub.streams.clone().spawn(async move { hub.tunnels.leave(&live).await });
+            }
+            () = old.as_mut(), if !aged => {
+                aged = true;
+                tracing::debug!("the tunnel is old; its agent is asked for another one");
+                let live = Arc::clone(live);
+                // It goes on serving: the next one closes it when it takes its place.
+                hub.streams.spawn(async move { live.say_goaway().await });
             }
             _ = recheck.tick() => {
                 if !is_current(hub, &live.cluster, &live.key) {

@@ -76,7 +76,9 @@ async fn rights_that_are_taken_away_end_a_watch_and_an_exec_with_an_error() {
     let world = World::start_with(setup).await;
     let allowed = Arc::new(AtomicBool::new(true));
     let rule = Arc::clone(&allowed);
-    world.parent.rule(move |spec| Some(rule.load(Ordering::Relaxed) && everybody(spec)?));
+    world.parent.rule(move |spec| {
+        Some((spec["user"] != "alice" || rule.load(Ordering::Relaxed)) && everybody(spec)?)
+    });
     let mut world = world.connect().await;
 
     let mut body = watch(&mut world, "alice").await;
@@ -111,6 +113,32 @@ async fn an_exec_on_which_nothing_moves_is_ended() {
         world.hub.metrics.streams_ended.get_or_create(&crate::metrics::Ended { reason: "idle" }).get(),
         1
     );
+}
+
+#[tokio::test]
+async fn an_old_tunnel_serves_until_the_next_one_has_taken_its_place() {
+    let limits = Limits { tunnel_age: Duration::from_millis(200), ..Limits::default() };
+    let world = World::start_with(Setup { limits, ..Setup::default() }).await;
+    let asked = Arc::new(Notify::new());
+    let old_agent = Arc::clone(&asked);
+    let mut world = world
+        .connect_to(move |request| {
+            let goaway = request.uri().path() == names::PATH_GOAWAY;
+            if goaway {
+                old_agent.notify_one();
+            }
+            async move { if goaway { Response::new(whole(String::new())) } else { child(request).await } }
+        })
+        .await;
+    let path = format!("{BASE}/c1/proxy/direct/api");
+    soon(asked.notified()).await;
+    let old = world.hub.tunnels.get(&"c1".parse().unwrap()).unwrap();
+    assert_eq!(world.get(Wire::H2, "alice", &path).await.status(), 200, "the old one still serves");
+    let mut world = world.connect().await;
+    assert_eq!(world.get(Wire::H2, "alice", &path).await.status(), 200);
+    let new = world.hub.tunnels.get(&"c1".parse().unwrap()).unwrap();
+    assert_ne!(old.tunnel_id, new.tunnel_id);
+    assert!(old.is_closed(), "the old one takes no new streams");
 }
 
 #[tokio::test]

@@ -9,19 +9,14 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use runtime::readiness::Readiness;
 use tokio::task::JoinSet;
-use tokio_util::task::TaskTracker;
 use tunnel_proto::agent_side;
 
 use super::*;
-use crate::apigroup::Documents;
-use crate::authz::Authz;
+use crate::audit::Audit;
 use crate::authz::fake_parent::FakeParent;
-use crate::catalog::{Catalog, KEY_HOLD};
+use crate::catalog::KEY_HOLD;
 use crate::config::Settings;
-use crate::handle::Phases;
-use crate::join::Join;
 use crate::metrics::Metrics;
-use crate::tunnels::Tunnels;
 
 const AGENT: &str = "system:serviceaccount:clusternet-ns:clusternet-agent";
 /// How long anything may take here.
@@ -47,24 +42,10 @@ fn cluster(key: &str) -> Cluster {
 impl World {
     async fn start() -> Self {
         let parent = FakeParent::start(|_| Some(true)).await;
-        let (metrics, registry) = Metrics::new();
-        let (catalog, settings) = (Arc::new(Catalog::default()), Arc::new(Settings::default()));
-        catalog.replace([cluster("old")]);
-        let hub = Arc::new(Hub {
-            front_proxy: Arc::default(),
-            authz: Authz::new(parent.client(), metrics.clone()),
-            tunnels: Arc::new(Tunnels::new(metrics.clone())),
-            join: Join::new(parent.client(), Arc::clone(&settings), Arc::clone(&catalog)),
-            documents: Documents::new(),
-            streams: TaskTracker::new(),
-            phases: Phases::default(),
-            started: Timestamp::UNIX_EPOCH,
-            readiness: Readiness::new(&[]),
-            catalog,
-            metrics,
-            registry,
-            settings,
-        });
+        let settings = Arc::new(Settings::default());
+        let hub = Hub::new(parent.client(), settings, Readiness::new(&[]), Metrics::new(), Audit::default());
+        let hub = Arc::new(hub);
+        hub.catalog.replace([cluster("old")]);
         Self { hub, _parent: parent, tasks: JoinSet::new() }
     }
 
