@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use http::{Method, Request};
 use serde_json::{Value, json};
 use tests::kubectl::Kubectl;
 use tests::process::wait_until;
-use tests::world::World;
+use tests::world::{CHILD, World};
 
 use crate::Outcome;
 
@@ -92,6 +92,24 @@ pub(crate) async fn the_child_sees_the_person_and_the_mapped_groups(world: &mut 
         .collect();
     // `dev` was not among the groups of the invitation, so the agent drops it; `system:nodes` never leaves the hub.
     ensure!(groups == ["system:authenticated"], "{groups:?}");
+
+    // The hub's own line of the same request, by the id that both have written, from the address that the parent saw.
+    let log = world.hub()?.log_text()?;
+    let ours: Vec<Value> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &Value| line["kind"] == "Event" && line["auditID"] == event["auditID"])
+        .collect();
+    let [ours] = ours.as_slice() else { bail!("{} lines of the hub have this id: {ours:?}", ours.len()) };
+    let expected = [
+        ("/user/username", "alice"),
+        ("/stage", "ResponseComplete"),
+        ("/annotations/towline.io~1cluster", CHILD),
+    ];
+    for (path, value) in expected {
+        ensure!(ours.pointer(path).and_then(Value::as_str) == Some(value), "{path} is not {value} in {ours}");
+    }
+    ensure!(ours["sourceIPs"][0] == event["sourceIPs"][0], "{ours} and {event} name different clients");
     Ok(())
 }
 

@@ -101,7 +101,7 @@ pub(crate) async fn a_child_joins_by_one_manifest_and_a_persons_approval(world: 
     let log = world.child().kubectl().ok(&["-n", SYSTEM, "logs", "deploy/clusternet-agent"]).await?;
     ensure!(log.contains(fingerprint), "the agent's log does not show {fingerprint}:\n{log}");
 
-    world.cli(&["approve", CHILD]).await?;
+    world.cli(&["approve", CHILD, "--fingerprint", fingerprint]).await?;
     world.wait_ready(Duration::from_secs(60)).await?;
     let listed = world.parent().kubectl().ok(&["get", "mcls", "-A"]).await?;
     for expected in [CHILD, "True", "v1.", "1/1"] {

@@ -16,6 +16,8 @@ pub struct Towline {
     pub cli: PathBuf,
     /// The OCI archive with all three.
     pub image: PathBuf,
+    /// What the hub is started with besides what it needs here.
+    pub hub_arguments: Vec<String>,
 }
 
 /// The repository.
@@ -40,6 +42,7 @@ impl Towline {
             agent: directory.join("towline-agent"),
             cli: directory.join("kubectl-towline"),
             image: target.join("image/towline.oci.tar"),
+            hub_arguments: Vec::new(),
         };
         let missing: Vec<_> = [&found.hub, &found.agent, &found.cli, &found.image]
             .into_iter()

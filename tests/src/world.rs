@@ -378,6 +378,7 @@ pub async fn start_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, po
         .arg(parent.plane.url())
         // The harness gives a stopping process three seconds.
         .args(["--shutdown-delay", "0s", "--shutdown-grace", "1s"])
+        .args(&towline.hub_arguments)
         .start(scratch)?;
     wait_until("the parent to reach the hub", Duration::from_secs(40), async || {
         hub.check()?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::RootCertStore;
@@ -117,9 +118,17 @@ impl Client {
     /// # Errors
     /// No connection.
     pub async fn connect(target: &Target) -> Result<Self> {
+        Self::with_window(target, 4 << 20).await
+    }
+
+    /// Connects, and takes so many bytes of each answer before it has to be read.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn with_window(target: &Target, window: u32) -> Result<Self> {
         let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
-            .initial_stream_window_size(4 << 20)
+            .initial_stream_window_size(window)
             .initial_connection_window_size(1 << 30)
             .max_frame_size(64 * 1024);
         let (sender, connection) = http.handshake(TokioIo::new(target.dial(false).await?)).await?;
@@ -149,6 +158,18 @@ impl Client {
             bytes += frame?.data_ref().map_or(0, Bytes::len);
         }
         Ok(bytes)
+    }
+
+    /// The body of a large GET, which is read no further than this client's window.
+    ///
+    /// # Errors
+    /// Any answer but 200.
+    pub async fn stalled(&self) -> Result<Incoming> {
+        let mut sender = self.sender.clone();
+        sender.ready().await?;
+        let response = sender.send_request(self.target.request("/bench/large")?).await?;
+        ensure!(response.status() == 200, "a stalled reader was answered with {}", response.status());
+        Ok(response.into_body())
     }
 
     /// The time of each of `count` small GETs, one after the other.

@@ -86,8 +86,8 @@ async fn show(world: &World) -> Result<()> {
         "kubectl get clsrr                              # in the parent",
         &parent.ok(&["get", "clsrr"]).await?,
     )?;
-    let approved = world.cli(&["approve", CHILD]).await?;
-    print_command(&format!("kubectl towline approve {CHILD}"), &approved)?;
+    let approved = world.cli(&["approve", CHILD, "--yes"]).await?;
+    print_command(&format!("kubectl towline approve {CHILD} --yes"), &approved)?;
     world.wait_ready(Duration::from_secs(90)).await?;
     print_command("kubectl get mcls -A", &parent.ok(&["get", "mcls", "-A"]).await?)?;
     print_command("kubectl towline clusters", &world.cli(&["clusters"]).await?)?;
