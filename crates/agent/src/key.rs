@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use api::pem;
 use api::registration::signed_message;
 use api::secret::Secret;
 use aws_lc_rs::digest;
@@ -13,9 +14,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject as _;
-
-/// Columns of PEM text (RFC 7468 section 2).
-const PEM_WIDTH: usize = 64;
 
 /// The key pair. `Debug` shows the fingerprint only.
 pub struct Key {
@@ -67,17 +65,7 @@ impl Key {
     /// The library failed.
     pub fn to_pem(&self) -> Result<Secret, KeyError> {
         let document = self.pair.to_pkcs8v1().map_err(|_| KeyError::Library)?;
-        let text = STANDARD.encode(document.as_ref());
-        let mut pem = String::from("-----BEGIN PRIVATE KEY-----\n");
-        let mut rest = text.as_str();
-        while !rest.is_empty() {
-            let (line, after) = rest.split_at(rest.len().min(PEM_WIDTH));
-            pem.push_str(line);
-            pem.push('\n');
-            rest = after;
-        }
-        pem.push_str("-----END PRIVATE KEY-----\n");
-        Ok(Secret::from(pem))
+        Ok(Secret::from(pem::block(pem::PRIVATE_KEY, document.as_ref())))
     }
 
     /// The public key: base64 of the DER SubjectPublicKeyInfo.

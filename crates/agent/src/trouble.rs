@@ -95,7 +95,7 @@ impl Code {
                 "nothing if it comes back; else look at what closes idle or long connections on the way"
             }
             Self::Denied => {
-                "ask who runs the parent: kubectl get clsrr, and spec.denied of the ManagedCluster"
+                "ask who runs the parent; to let it in again there: kubectl towline approve NAME"
             }
             Self::Pending => "compare the key's fingerprint and approve in the parent: kubectl get clsrr",
             Self::NotFound => "install the hub in the parent, or correct the parent's address",

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use api::names::{ClusterId, ClusterName, RESERVED_LABEL_DOMAINS};
+use api::labels;
+use api::names::{ClusterId, ClusterName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::duration;
@@ -253,41 +254,11 @@ pub(crate) fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// One `KEY=VALUE`, in the syntax of Kubernetes labels (apimachinery `util/validation`), outside the domains
-/// that are the hub's. The hub checks again; here the mistake is found before anything is made.
+/// One `KEY=VALUE`, as the hub would accept it: here the mistake is found before anything is made.
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("has to be KEY=VALUE")?;
-    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
-    if !is_label_part(name, false) {
-        return Err(format!("{name:?} is no label name: at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'"));
-    }
-    if !is_label_part(value, true) {
-        return Err(format!("{value:?} is no label value: at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'"));
-    }
-    let Some(domain) = domain else { return Ok((key.to_owned(), value.to_owned())) };
-    let dns = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-    };
-    if domain.len() > 253 || !domain.split('.').all(dns) {
-        return Err(format!("{domain:?} is no DNS name"));
-    }
-    let reserved =
-        |own: &&&str| domain.strip_suffix(**own).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    match RESERVED_LABEL_DOMAINS.iter().find(reserved) {
-        Some(own) => Err(format!("labels of {own} are set by the hub alone; choose another prefix")),
-        None => Ok((key.to_owned(), value.to_owned())),
-    }
-}
-
-fn is_label_part(text: &str, may_be_empty: bool) -> bool {
-    let (Some(first), Some(last)) = (text.bytes().next(), text.bytes().last()) else { return may_be_empty };
-    text.len() <= 63
-        && first.is_ascii_alphanumeric()
-        && last.is_ascii_alphanumeric()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    labels::check(key, value).map_err(|bad| bad.to_string())?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 
 use api::cluster::{CONDITION_READY, CONDITION_TUNNEL, ManagedCluster};
+use api::yaml;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -14,9 +15,9 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use crate::args::{Clusters, ListOutput};
 use crate::duration::age;
 use crate::failure::{Exit, Failure};
+use crate::find;
 use crate::output::{data, line, say, shown, table, widths};
 use crate::session::Session;
-use crate::{find, yaml};
 
 /// Runs the command.
 pub(crate) async fn run(session: &Session, args: &Clusters) -> Result<(), Failure> {

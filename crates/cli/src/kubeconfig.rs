@@ -4,6 +4,7 @@
 //! Never written: a connection that is not verified, or not encrypted.
 
 use api::names::{ClusterId, proxy_path};
+use api::yaml;
 use kube::config::{AuthInfo, Cluster, Kubeconfig as Source};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -15,7 +16,6 @@ use crate::find;
 use crate::out_file::OutFile;
 use crate::output::{data, say};
 use crate::session::Session;
-use crate::yaml;
 
 /// Runs the command.
 pub(crate) async fn run(global: &Global, args: &Kubeconfig) -> Result<(), Failure> {

@@ -23,7 +23,6 @@ mod register;
 mod status;
 mod unregister;
 mod wait;
-mod yaml;
 
 use args::{Cli, Command};
 use failure::Failure;

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use api::pem;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use runtime::readiness::Readiness;
@@ -213,20 +212,14 @@ pub(crate) async fn ca_for_agents(settings: &Settings) -> anyhow::Result<String>
 
 /// The CA of the hub's own connection, for agents.
 fn ca_pem(config: &kube::Config) -> String {
-    let mut pem = String::new();
-    for certificate in config.root_cert.iter().flatten() {
-        pem.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in STANDARD.encode(certificate).as_bytes().chunks(64) {
-            pem.push_str(&String::from_utf8_lossy(line));
-            pem.push('\n');
-        }
-        pem.push_str("-----END CERTIFICATE-----\n");
-    }
-    pem
+    let certificates = config.root_cert.iter().flatten();
+    certificates.map(|certificate| pem::block(pem::CERTIFICATE, certificate)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject as _;
 

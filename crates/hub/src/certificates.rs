@@ -11,6 +11,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use api::names::{CREATED_BY_HUB, HUB_SERVICE, HUB_TLS_SECRET, LABEL_CREATED_BY, SYSTEM_NAMESPACE};
+use api::pem;
 use api::secret::Secret as Hidden;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -392,13 +393,7 @@ fn due(now: Timestamp, facts: &Facts) -> bool {
 }
 
 fn to_pem(certificate: &CertificateDer<'_>) -> String {
-    let mut out = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for line in STANDARD.encode(certificate).as_bytes().chunks(64) {
-        out.push_str(&String::from_utf8_lossy(line));
-        out.push('\n');
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
+    pem::block(pem::CERTIFICATE, certificate)
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Text for people and for `kubectl`: pure functions from values to files, compared with goldens in deploy/.
 
 pub mod agent_manifest;
-pub mod yaml;
 
 #[cfg(test)]
 mod tests {
@@ -10,7 +9,33 @@ mod tests {
     use kube::CustomResourceExt as _;
     use serde_json::Value;
 
-    use super::yaml;
+    /// Reads YAML documents back, with the parser that kube has for kubeconfigs: its extensions hold any value.
+    pub(crate) fn parse(text: &str) -> Vec<Value> {
+        let mut documents = vec![String::new()];
+        for line in text.lines() {
+            if line == "---" {
+                documents.push(String::new());
+            } else if let Some(document) = documents.last_mut() {
+                document.push_str("    ");
+                document.push_str(line);
+                document.push('\n');
+            }
+        }
+        let holds_something = |text: &&String| {
+            text.lines().any(|line| !line.trim().is_empty() && !line.trim().starts_with('#'))
+        };
+        documents
+            .iter()
+            .filter(holds_something)
+            .map(|document| {
+                let text =
+                    format!("apiVersion: v1\nkind: Config\nextensions:\n- name: x\n  extension:\n{document}");
+                let config = kube::config::Kubeconfig::from_yaml(&text)
+                    .unwrap_or_else(|error| panic!("{error}\n{text}"));
+                config.extensions.unwrap().remove(0).extension
+            })
+            .collect()
+    }
 
     /// Compares a file in deploy/ with what it has to be, or writes it if `UPDATE_GOLDEN` is set.
     pub(crate) fn golden(file: &str, wanted: &str) {
@@ -50,7 +75,7 @@ mod tests {
     /// The objects of a file that was written by hand.
     fn deployed(file: &str) -> Vec<Value> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file);
-        yaml::parse(&std::fs::read_to_string(path).unwrap())
+        parse(&std::fs::read_to_string(path).unwrap())
     }
 
     #[test]

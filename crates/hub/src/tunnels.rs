@@ -80,6 +80,8 @@ struct Entry {
     tunnels: Vec<Arc<Live>>,
     lost: Option<Timestamp>,
     conflict: Option<Conflict>,
+    /// The catalog has the cluster no more: the entry goes with its last tunnel.
+    forgotten: bool,
 }
 
 /// The registry.
@@ -204,6 +206,7 @@ impl Tunnels {
         }
         entry.tunnels.push(Arc::clone(&live));
         entry.lost = None;
+        entry.forgotten = false;
         drop(entries);
         self.metrics.tunnels_opened.inc();
         self.changed.send_modify(|generation| *generation += 1);
@@ -214,7 +217,9 @@ impl Tunnels {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(&gone.cluster) else { return };
         entry.tunnels.retain(|live| !Arc::ptr_eq(live, gone));
-        if entry.tunnels.is_empty() {
+        if entry.tunnels.is_empty() && entry.forgotten {
+            entries.remove(&gone.cluster);
+        } else if entry.tunnels.is_empty() {
             entry.lost = Some(Timestamp::now());
             entry.conflict = None;
         }
@@ -238,6 +243,8 @@ impl Tunnels {
                     let mut entries = self.entries();
                     if entries.get(&id).is_some_and(|entry| entry.tunnels.is_empty()) {
                         entries.remove(&id);
+                    } else if let Some(entry) = entries.get_mut(&id) {
+                        entry.forgotten = true;
                     }
                 }
             }
@@ -321,6 +328,8 @@ impl Drop for Entered {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::HashSet;
+
     use tunnel_proto::Welcome;
     use tunnel_proto::agent_side;
     use tunnel_proto::hub_side::{self, TunnelDriver};
@@ -393,7 +402,7 @@ pub(crate) mod tests {
     async fn removed_and_denied_clusters_lose_their_tunnels() {
         let tunnels = Arc::new(Tunnels::default());
         let (one, two, three) = (pair("c1", "a").await, pair("c2", "a").await, pair("c3", "a").await);
-        let _entered: Vec<_> =
+        let entered: Vec<_> =
             [&one, &two, &three].map(|pair| tunnels.insert(Arc::clone(&pair.live)).unwrap()).into();
         let catalog = Catalog::default();
         catalog.replace(["c2", "c3"].map(|id| crate::catalog::Cluster {
@@ -406,7 +415,15 @@ pub(crate) mod tests {
         }));
         tunnels.enforce(&catalog);
         assert!(one.live.cut.is_cancelled() && two.live.cut.is_cancelled() && !three.live.cut.is_cancelled());
+        drop(entered);
+        let kept: HashSet<ClusterId> = tunnels.entries().keys().cloned().collect();
+        assert_eq!(
+            kept,
+            ["c2", "c3"].map(|id| id.parse().unwrap()).into(),
+            "only the removed one is forgotten"
+        );
     }
+
     #[tokio::test]
     async fn an_agent_with_a_replaced_key_loses_its_tunnel_and_the_new_one_keeps_it() {
         let tunnels = Arc::new(Tunnels::default());

@@ -3,6 +3,7 @@
 //! What a cluster's own account may do is all here: open the tunnel of that one cluster.
 
 use api::cluster::{ManagedCluster, ManagedClusterSpec};
+use api::labels;
 use api::names::{
     AGENT_ACCOUNT, CREATED_BY_HUB, ClusterId, ClusterName, LABEL_CLUSTER_ID, LABEL_CLUSTER_NAME,
     LABEL_CREATED_BY, PREFIX, PROXIES_GROUP, cluster_role_name,
@@ -12,7 +13,6 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use kube::api::ObjectMeta;
 
-use crate::join::invitation::is_reserved_label;
 use crate::join::sha256_hex;
 
 /// Annotation of an agent's account: the fingerprint of the key that it was made for.
@@ -110,7 +110,7 @@ pub fn managed_cluster(
         },
     );
     object.metadata = metadata(cluster.as_str(), Some(&dedicated_namespace(id)), id, cluster);
-    let wanted = spec.cluster_labels.iter().filter(|(key, _)| !is_reserved_label(key));
+    let wanted = spec.cluster_labels.iter().filter(|(key, _)| !labels::is_reserved(key));
     if let Some(labels) = &mut object.metadata.labels {
         labels.extend(wanted.map(|(key, value)| (key.clone(), value.clone())));
     }

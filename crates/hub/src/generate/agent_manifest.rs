@@ -16,14 +16,13 @@ use api::names::{
     LABEL_CREATED_BY, REGISTRATION_SECRET, Role, SYSTEM_NAMESPACE, role_group,
 };
 use api::secret::Secret;
+use api::{pem, yaml};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-
-use super::yaml;
 
 /// Where the invitation's Secret is mounted in the agent's pod.
 const REGISTRATION_MOUNT: &str = "/etc/towline/registration";
@@ -33,8 +32,6 @@ const PROBE_PORT: u16 = 8080;
 const NONROOT: u32 = 65532;
 /// Largest CA bundle in bytes. Bundles of whole companies stay below; a Secret holds 1 MiB at most.
 pub const MAX_CA: usize = 256 * 1024;
-/// Line length of PEM (RFC 7468 section 2).
-const PEM_LINE: usize = 64;
 
 /// What an agent.yaml is made of; every value was checked when it was parsed.
 #[derive(Debug, Clone)]
@@ -105,27 +102,21 @@ pub fn generate(values: &AgentManifest) -> Result<Secret, ManifestError> {
 ///
 /// # Errors
 /// It holds a private key, or no certificate.
-pub fn certificates_only(pem: &str) -> Result<String, ManifestError> {
-    if pem.len() > MAX_CA {
+pub fn certificates_only(text: &str) -> Result<String, ManifestError> {
+    if text.len() > MAX_CA {
         return Err(ManifestError::TooLarge);
     }
     // By text, not by parsed block: a key in a block that does not parse must not slip through either.
-    if pem.contains("PRIVATE KEY") {
+    if text.contains("PRIVATE KEY") {
         return Err(ManifestError::PrivateKey);
     }
     let mut out = String::new();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+    for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         let certificate = certificate.map_err(|_| ManifestError::NoCertificate)?;
         if x509_parser::parse_x509_certificate(&certificate).is_err() {
             return Err(ManifestError::NoCertificate);
         }
-        out.push_str("-----BEGIN CERTIFICATE-----\n");
-        let text = STANDARD.encode(&certificate);
-        for line in text.as_bytes().chunks(PEM_LINE) {
-            out.push_str(&String::from_utf8_lossy(line));
-            out.push('\n');
-        }
-        out.push_str("-----END CERTIFICATE-----\n");
+        out.push_str(&pem::block(pem::CERTIFICATE, &certificate));
     }
     if out.is_empty() { Err(ManifestError::NoCertificate) } else { Ok(out) }
 }
@@ -333,7 +324,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::generate::tests::golden;
+    use crate::generate::tests::{golden, parse};
 
     /// A self-signed CA that never signed anything but itself; its key is not kept.
     const CA: &str = include_str!("testdata/ca.pem");
@@ -368,7 +359,7 @@ mod tests {
     fn the_text_reads_back_as_the_objects() {
         let ca = certificates_only(CA).unwrap();
         let wanted = objects(&values(), "https://parent.example.com:6443", &ca);
-        assert_eq!(yaml::parse(generate(&values()).unwrap().reveal()), wanted);
+        assert_eq!(parse(generate(&values()).unwrap().reveal()), wanted);
     }
 
     #[test]
@@ -379,7 +370,7 @@ mod tests {
 
     #[test]
     fn the_impersonator_may_impersonate_and_nothing_else() {
-        let objects = yaml::parse(generate(&values()).unwrap().reveal());
+        let objects = parse(generate(&values()).unwrap().reveal());
         let rules = find(&objects, "ClusterRole", IMPERSONATOR_ROLE)["rules"].as_array().unwrap();
         assert!(rules.iter().all(|rule| rule["verbs"] == json!(["impersonate"])));
         let groups = json!(["clusternet:admin", "clusternet:edit", "clusternet:view", "developers"]);
@@ -441,7 +432,7 @@ mod tests {
                 invitation_secret: Secret::from(secrets.0), token: Secret::from(secrets.1.clone()),
                 ..values()
             };
-            let objects = yaml::parse(generate(&values).unwrap().reveal());
+            let objects = parse(generate(&values).unwrap().reveal());
             prop_assert_eq!(objects.len(), 15);
             let pod = &find(&objects, "Deployment", AGENT_ACCOUNT)["spec"]["template"];
             prop_assert_eq!(&pod["spec"]["containers"][0]["image"], &json!(image));

@@ -122,3 +122,20 @@ async fn a_tunnel_bears_the_key_that_it_was_let_in_with() {
     world.hub.catalog.replace([Cluster { denied: true, ..cluster("old") }]);
     assert!(!is_current(&world.hub, &"c1".parse().unwrap(), "old"));
 }
+
+#[tokio::test]
+async fn a_tunnel_that_nobody_cut_is_found_by_the_recheck() {
+    let mut world = World::start().await;
+    let id: ClusterId = "c1".parse().unwrap();
+    let mut changes = world.hub.tunnels.changes();
+    let io = world.dial().await.unwrap();
+    let (_, connection) = agent_side::connect(io, &Hello::new("c1", "agent-1", "1")).await.unwrap();
+    let answer = async |_| Response::new(tunnel_proto::Body::default());
+    world.tasks.spawn(async move { drop(connection.serve(answer, std::future::pending()).await) });
+    timeout(SOON, changes.changed()).await.unwrap().unwrap();
+    world.hub.catalog.replace([cluster("new")]);
+    tokio::time::pause();
+    tokio::time::advance(crate::limits::RECHECK).await;
+    timeout(SOON, changes.changed()).await.unwrap().unwrap();
+    assert!(world.hub.tunnels.get(&id).is_none());
+}

@@ -140,40 +140,17 @@ fn pad(out: &mut String, indent: usize) {
     out.extend(std::iter::repeat_n(' ', indent));
 }
 
-/// Reads YAML documents back, with the parser that kube has for kubeconfigs: its extensions hold any value.
-#[cfg(test)]
-pub(crate) fn parse(text: &str) -> Vec<Value> {
-    let mut documents = vec![String::new()];
-    for line in text.lines() {
-        if line == "---" {
-            documents.push(String::new());
-        } else if let Some(document) = documents.last_mut() {
-            document.push_str("    ");
-            document.push_str(line);
-            document.push('\n');
-        }
-    }
-    let holds_something =
-        |text: &&String| text.lines().any(|line| !line.trim().is_empty() && !line.trim().starts_with('#'));
-    documents
-        .iter()
-        .filter(holds_something)
-        .map(|document| {
-            let text =
-                format!("apiVersion: v1\nkind: Config\nextensions:\n- name: x\n  extension:\n{document}");
-            let config =
-                kube::config::Kubeconfig::from_yaml(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-            config.extensions.unwrap().remove(0).extension
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    /// With the reader that kube itself uses.
+    fn read(text: &str) -> Value {
+        serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    }
 
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
@@ -207,7 +184,7 @@ mod tests {
         #[test]
         fn what_is_read_is_what_was_written(value in any_json()) {
             let value = json!({ "value": value });
-            prop_assert_eq!(parse(&document(&value)), vec![value]);
+            prop_assert_eq!(read(&document(&value)), value);
         }
 
         #[test]
@@ -222,5 +199,54 @@ mod tests {
         let value = json!({"a": [{"b": 1, "c": ["x", "yes"]}, "z: 1"], "e": {}, "f": {"g": null}});
         let text = "a:\n- b: 1\n  c:\n  - x\n  - \"yes\"\n- \"z: 1\"\ne: {}\nf:\n  g: null\n";
         assert_eq!(document(&value), text);
+    }
+    #[test]
+    fn what_could_be_misread_is_quoted() {
+        for string in [
+            "",
+            "yes",
+            "No",
+            "NULL",
+            "~",
+            "12",
+            "1e3",
+            "0x1f",
+            "1_000",
+            "2024-01-01",
+            "a: b",
+            "a #b",
+            "- a",
+            "a:",
+            "*a",
+            "&a",
+            "!a",
+            "%a",
+            "@a",
+            "`a",
+            "a\nb",
+            " a",
+            "a ",
+            "\u{0}",
+            "\u{2028}",
+            "\u{feff}",
+            "\u{202e}",
+            "\u{85}",
+            "😀",
+            "{}",
+            "[]",
+            ".inf",
+            "inf",
+            "=",
+            "<<",
+            "---",
+            "...",
+        ] {
+            let text = document(&json!({ "v": string }));
+            assert!(text.starts_with("v: \"") && text.is_ascii(), "{text:?}");
+            assert_eq!(read(&text)["v"], *string, "{string:?}");
+        }
+        for string in ["abc", "/pki/ca.crt", "v1.33.1", "SHA256/abc-def_g"] {
+            assert_eq!(document(&json!(string)), format!("{string}\n"));
+        }
     }
 }
