@@ -21,12 +21,17 @@ demo: prerequisites kubernetes image ## two real clusters, one behind NAT, joine
 .PHONY: test
 test: prerequisites kubernetes test-fast image ## everything, on a real Kubernetes
 	cargo test --locked -p tests --test kubernetes --test e2e
+	TOWLINE_CLIENTS=few cargo test --locked -p tests --test clients
 	$(STATIC_DIR)/bench --smoke
 
 .PHONY: test-fast
 test-fast: ## unit, property and in-process tests; no Kubernetes
 	cargo test --locked --workspace --exclude tests
 	cargo test --locked -p tests --lib
+
+.PHONY: test-clients
+test-clients: prerequisites kubernetes image ## kubectl 1.20 to 1.37 through hub and tunnel; the table goes to target/compatibility.md
+	cargo test --locked -p tests --test clients
 
 .PHONY: lint
 lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax

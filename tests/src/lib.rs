@@ -14,11 +14,13 @@
 //! - `clusters`: `Parent` and `Child`, put together from the above
 //! - `towline`: our own programs and image
 //! - `world`: a parent with the hub, a child with the agent
+//! - `compatibility`: the table of what was tried with which kubectl
 //! - `bench`: what the benchmark is made of
 
 pub mod bench;
 pub mod binaries;
 pub mod clusters;
+pub mod compatibility;
 pub mod control_plane;
 pub mod images;
 pub mod kubectl;
