@@ -85,7 +85,7 @@ pub(crate) async fn a_killed_hub_ends_what_was_open_and_agents_come_back(world: 
     works_within(&kubectl, BACK).await
 }
 
-async fn scale_agent(world: &World, replicas: u32) -> Outcome {
+pub(crate) async fn scale_agent(world: &World, replicas: u32) -> Outcome {
     let replicas = format!("--replicas={replicas}");
     world
         .child()

@@ -98,8 +98,13 @@ pub(crate) async fn a_child_joins_by_one_manifest_and_a_persons_approval(world: 
     // The key that the person compares is the one that the agent shows.
     let fingerprint =
         requests.split_whitespace().find(|word| word.starts_with("SHA256:")).context("fingerprint")?;
-    let log = world.child().kubectl().ok(&["-n", SYSTEM, "logs", "deploy/clusternet-agent"]).await?;
-    ensure!(log.contains(fingerprint), "the agent's log does not show {fingerprint}:\n{log}");
+    // The kubelet reports the container as started a moment after the agent has asked to join.
+    wait_until("the agent's log to show the key", Duration::from_secs(15), async || {
+        let log = world.child().kubectl().ok(&["-n", SYSTEM, "logs", "deploy/clusternet-agent"]).await?;
+        ensure!(log.contains(fingerprint), "the agent's log does not show {fingerprint}:\n{log}");
+        Ok(())
+    })
+    .await?;
 
     world.cli(&["approve", CHILD, "--fingerprint", fingerprint]).await?;
     world.wait_ready(Duration::from_secs(60)).await?;

@@ -7,8 +7,10 @@ mod faults;
 mod harmless;
 mod identity;
 mod joining;
+mod seats;
 mod streams;
 mod verbs;
+mod wire;
 
 use std::sync::Arc;
 
@@ -90,16 +92,23 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         streams::cp_works_both_ways,
         streams::port_forward_works_over_spdy,
         streams::fifty_megabytes_go_up_and_down_unharmed,
-        harmless::a_namespace_of_the_parent_can_be_deleted,
+        harmless::the_parent_stays_well,
+        harmless::the_parent_stays_well_while_a_tunnel_is_saturated,
         streams::the_long_watch_has_seen_every_event,
+        seats::a_bare_socket_as_old_agents_dial_it_is_refused_and_says_what_there_is,
+        seats::four_hundred_tunnels_take_no_seat_from_others_in_the_parent,
         faults::a_killed_agent_ends_what_was_open_and_is_back_within_seconds,
         faults::a_restarted_child_apiserver_is_reached_again_within_seconds,
         faults::a_stopped_hub_leaves_cleanly_and_agents_come_back,
         faults::a_killed_hub_ends_what_was_open_and_agents_come_back,
         faults::an_offline_cluster_is_refused_within_a_second_and_says_since_when,
         faults::a_silent_link_is_noticed_and_mends,
+        harmless::the_parent_stays_well_while_no_tunnel_is_up,
+        harmless::a_starting_hub_never_answers_404_to_the_parent,
+        harmless::a_killed_hub_delays_the_deletion_of_namespaces_and_nothing_else,
         joining::a_denied_cluster_is_cut_off_within_seconds,
         joining::unregistering_works_when_the_child_is_gone,
+        harmless::uninstalling_as_written_leaves_nothing_behind,
     ];
     let conclusion = libtest_mimic::run(&arguments, tests);
     let name = runtime.block_on(async { world.lock().await.scratch().name().to_owned() });

@@ -3,13 +3,14 @@
 //! stand on this.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::bench::load::Target;
 use crate::binaries::Binaries;
 use crate::clusters::{Child, Parent, busybox_pod};
 use crate::kubectl::{Kubectl, Output};
@@ -321,6 +322,31 @@ impl World {
         }
     }
 
+    /// Starts the hub's process on the same port, without waiting for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn launch_hub(&mut self) -> Result<()> {
+        self.hub = Some(launch_hub(&self.scratch, &self.towline, &self.parent, self.hub_port).await?);
+        Ok(())
+    }
+
+    /// Waits until the parent reaches the hub that was launched.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn wait_for_hub(&self) -> Result<()> {
+        wait_for_hub(self.hub()?, &self.parent).await
+    }
+
+    /// Where the hub listens, to be asked as the parent's aggregator asks it.
+    ///
+    /// # Errors
+    /// When the parent knows no CA of the hub.
+    pub async fn hub_front(&self) -> Result<Target> {
+        front_of(&self.parent, SocketAddr::from((Ipv4Addr::LOCALHOST, self.hub_port))).await
+    }
+
     /// Starts the hub again, on the same port.
     ///
     /// # Errors
@@ -368,8 +394,14 @@ pub async fn install_hub(parent: &Parent, port: u16) -> Result<()> {
 /// # Errors
 /// When it ends, or is not reached in time.
 pub async fn start_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, port: u16) -> Result<Process> {
+    let hub = launch_hub(scratch, towline, parent, port).await?;
+    wait_for_hub(&hub, parent).await?;
+    Ok(hub)
+}
+
+async fn launch_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, port: u16) -> Result<Process> {
     let kubeconfig = hub_kubeconfig(scratch, parent).await?;
-    let hub = Program::new("towline-hub", &towline.hub)
+    Program::new("towline-hub", &towline.hub)
         .arg("--listen")
         .arg(format!("127.0.0.1:{port}"))
         .arg("--kubeconfig")
@@ -379,7 +411,10 @@ pub async fn start_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, po
         // The harness gives a stopping process three seconds.
         .args(["--shutdown-delay", "0s", "--shutdown-grace", "1s"])
         .args(&towline.hub_arguments)
-        .start(scratch)?;
+        .start(scratch)
+}
+
+async fn wait_for_hub(hub: &Process, parent: &Parent) -> Result<()> {
     wait_until("the parent to reach the hub", Duration::from_secs(40), async || {
         hub.check()?;
         for service in ["v1alpha1.proxies.clusternet.io", "v1alpha1.access.towline.io"] {
@@ -395,8 +430,19 @@ pub async fn start_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, po
         Ok(())
     })
     .await
-    .with_context(|| format!("the hub's log is {}", hub.log().display()))?;
-    Ok(hub)
+    .with_context(|| format!("the hub's log is {}", hub.log().display()))
+}
+
+/// The hub, as the parent's aggregator sees it.
+async fn front_of(parent: &Parent, hub: SocketAddr) -> Result<Target> {
+    let bundle = parent
+        .kubectl()
+        .ok(&["get", "apiservice", "v1alpha1.proxies.clusternet.io", "-o", "jsonpath={.spec.caBundle}"])
+        .await?;
+    let ca = String::from_utf8(unbase64(&bundle)?)?;
+    let read = |name: &str| std::fs::read_to_string(parent.plane.directory().join(name));
+    let client = (read("front-proxy-client.crt")?, read("front-proxy-client.key")?);
+    Target::new(hub, "clusternet-hub.clusternet-system.svc", &ca, Some((&client.0, &client.1)))
 }
 
 async fn hub_kubeconfig(scratch: &Scratch, parent: &Parent) -> Result<PathBuf> {
