@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
+use tests::front::Front;
 use tests::kubectl::Kubectl;
 use tests::process::wait_until;
 use tests::towline::repository;
@@ -161,10 +162,46 @@ pub(crate) async fn a_killed_hub_delays_the_deletion_of_namespaces_and_nothing_e
     all_is_well(&parent).await
 }
 
+/// What the parent itself needs of the hub, any replica can answer. Which of them holds a cluster's tunnel is another
+/// matter: there is one replica as long as they do not know of each other.
+pub(crate) async fn one_of_two_hubs_may_be_killed_and_the_parent_goes_on(world: &mut World) -> Outcome {
+    let parent = world.parent().kubectl().clone();
+    let kubectl = world.admin_through_hub().await?;
+    let (second, port) = world.launch_second_hub().await?;
+    let target = world.hub_at(port).await?;
+    wait_until("the second hub to be ready", SOON, async || {
+        second.check()?;
+        let answer = wire::get(&target, "/readyz", HeaderMap::new(), &mut JoinSet::new()).await?;
+        if answer.status() == StatusCode::OK { Ok(()) } else { bail!("{}", answer.status()) }
+    })
+    .await?;
+    let front = Front::start(vec![world.hub_port(), port]).await?;
+    world.lead_parent_to(front.port()).await?;
+
+    world.kill_hub();
+    let killed = Instant::now();
+    wait_until("discovery to be whole again", Duration::from_secs(1), async || {
+        discovery_is_whole(&parent).await
+    })
+    .await?;
+    tests::say(&format!("    discovery was whole {:.2} s after the kill", killed.elapsed().as_secs_f64()));
+    all_is_well(&parent).await?;
+    wait_until("the agent to be back, at the second hub", SOON, async || {
+        kubectl.ok(&["get", "--raw", "/version"]).await.map(drop)
+    })
+    .await?;
+    tests::say(&format!("    and the child was back within {:.1} s", killed.elapsed().as_secs_f64()));
+
+    world.launch_hub().await?;
+    world.lead_parent_to(world.hub_port()).await?;
+    drop((second, front));
+    world.wait_ready(Duration::from_secs(60)).await
+}
+
 /// From its first answer on. A single 404 on `/openapi/v3` makes a parent call the group legacy until it restarts,
 /// and one on `/apis` makes one of 1.26 call it stale.
 pub(crate) async fn a_starting_hub_never_answers_404_to_the_parent(world: &mut World) -> Outcome {
-    let front = world.hub_front().await?;
+    let front = world.hub_at(world.hub_port()).await?;
     world.kill_hub();
     world.launch_hub().await?;
     let launched = Instant::now();

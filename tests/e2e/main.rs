@@ -106,6 +106,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         harmless::the_parent_stays_well_while_no_tunnel_is_up,
         harmless::a_starting_hub_never_answers_404_to_the_parent,
         harmless::a_killed_hub_delays_the_deletion_of_namespaces_and_nothing_else,
+        harmless::one_of_two_hubs_may_be_killed_and_the_parent_goes_on,
         joining::a_denied_cluster_is_cut_off_within_seconds,
         joining::unregistering_works_when_the_child_is_gone,
         harmless::uninstalling_as_written_leaves_nothing_behind,

@@ -13,6 +13,7 @@
 //! - `kubectl`: the real client, for assertions
 //! - `clusters`: `Parent` and `Child`, put together from the above
 //! - `towline`: our own programs and image
+//! - `front`: one address for several hubs
 //! - `world`: a parent with the hub, a child with the agent
 //! - `compatibility`: the table of what was tried with which kubectl
 //! - `bench`: what the benchmark is made of
@@ -22,6 +23,7 @@ pub mod binaries;
 pub mod clusters;
 pub mod compatibility;
 pub mod control_plane;
+pub mod front;
 pub mod images;
 pub mod kubectl;
 pub mod network;

@@ -327,7 +327,8 @@ impl World {
     /// # Errors
     /// When it cannot be started.
     pub async fn launch_hub(&mut self) -> Result<()> {
-        self.hub = Some(launch_hub(&self.scratch, &self.towline, &self.parent, self.hub_port).await?);
+        self.hub =
+            Some(launch_hub("towline-hub", &self.scratch, &self.towline, &self.parent, self.hub_port).await?);
         Ok(())
     }
 
@@ -339,12 +340,40 @@ impl World {
         wait_for_hub(self.hub()?, &self.parent).await
     }
 
-    /// Where the hub listens, to be asked as the parent's aggregator asks it.
+    /// Starts one more hub, of the same rights, without waiting for it; and its port. The parent does not know it yet.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn launch_second_hub(&self) -> Result<(Process, u16)> {
+        let port = free_port()?;
+        let hub = launch_hub("second-towline-hub", &self.scratch, &self.towline, &self.parent, port).await?;
+        Ok((hub, port))
+    }
+
+    /// The port of the hub.
+    pub fn hub_port(&self) -> u16 {
+        self.hub_port
+    }
+
+    /// Leads the parent's aggregator to another port, and waits until it reaches a hub there.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn lead_parent_to(&self, port: u16) -> Result<()> {
+        let patch = serde_json::json!({ "spec": { "service": { "port": port } } }).to_string();
+        for service in ["v1alpha1.proxies.clusternet.io", "v1alpha1.access.towline.io"] {
+            let arguments = ["patch", "apiservice", service, "--type=merge", "-p", &patch];
+            self.parent.kubectl().ok(&arguments).await?;
+        }
+        self.wait_for_hub().await
+    }
+
+    /// A hub that listens at a port, to be asked as the parent's aggregator asks it.
     ///
     /// # Errors
     /// When the parent knows no CA of the hub.
-    pub async fn hub_front(&self) -> Result<Target> {
-        front_of(&self.parent, SocketAddr::from((Ipv4Addr::LOCALHOST, self.hub_port))).await
+    pub async fn hub_at(&self, port: u16) -> Result<Target> {
+        front_of(&self.parent, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
     }
 
     /// Starts the hub again, on the same port.
@@ -394,14 +423,20 @@ pub async fn install_hub(parent: &Parent, port: u16) -> Result<()> {
 /// # Errors
 /// When it ends, or is not reached in time.
 pub async fn start_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, port: u16) -> Result<Process> {
-    let hub = launch_hub(scratch, towline, parent, port).await?;
+    let hub = launch_hub("towline-hub", scratch, towline, parent, port).await?;
     wait_for_hub(&hub, parent).await?;
     Ok(hub)
 }
 
-async fn launch_hub(scratch: &Scratch, towline: &Towline, parent: &Parent, port: u16) -> Result<Process> {
+async fn launch_hub(
+    name: &str,
+    scratch: &Scratch,
+    towline: &Towline,
+    parent: &Parent,
+    port: u16,
+) -> Result<Process> {
     let kubeconfig = hub_kubeconfig(scratch, parent).await?;
-    Program::new("towline-hub", &towline.hub)
+    Program::new(name, &towline.hub)
         .arg("--listen")
         .arg(format!("127.0.0.1:{port}"))
         .arg("--kubeconfig")

@@ -1,0 +1,93 @@
+//! One address for several hubs, as a Service is: each connection goes to the first of them that accepts it. A process
+//! on this machine has no Service, and an APIService names one port.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// Listens until it is dropped; its connections end with it.
+#[derive(Debug)]
+pub struct Front {
+    port: u16,
+    _tasks: JoinSet<()>,
+}
+
+impl Front {
+    /// Starts one for these ports of loopback, the preferred one first.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub async fn start(backends: Vec<u16>) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let port = listener.local_addr()?.port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, backends));
+        Ok(Self { port, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+async fn accept(listener: TcpListener, backends: Vec<u16>) {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((client, _)) = accepted else { continue };
+                open.spawn(carry(client, backends.clone()));
+            }
+            Some(_) = open.join_next() => {}
+        }
+    }
+}
+
+async fn carry(mut client: TcpStream, backends: Vec<u16>) {
+    for port in backends {
+        let Ok(mut server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { continue };
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        return;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn greet(listener: TcpListener, greeting: &'static [u8]) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            stream.write_all(greeting).await.unwrap();
+        }
+    }
+
+    async fn greeting(front: &Front) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, front.port())).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn the_second_gets_the_connections_once_the_first_is_gone() {
+        let mut tasks = JoinSet::new();
+        let mut ports = Vec::new();
+        let mut first = None;
+        for text in [b"first".as_slice(), b"second"] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            ports.push(listener.local_addr().unwrap().port());
+            let handle = tasks.spawn(greet(listener, text));
+            first = first.or(Some(handle));
+        }
+        let front = Front::start(ports).await.unwrap();
+        assert_eq!(greeting(&front).await, "first");
+        first.unwrap().abort();
+        tasks.join_next().await.unwrap().unwrap_err();
+        assert_eq!(greeting(&front).await, "second");
+    }
+}
