@@ -180,7 +180,7 @@ pub(crate) async fn one_of_two_hubs_may_be_killed_and_the_parent_goes_on(world: 
 
     world.kill_hub();
     let killed = Instant::now();
-    wait_until("discovery to be whole again", Duration::from_secs(1), async || {
+    wait_until("discovery to be whole again", Duration::from_secs(3), async || {
         discovery_is_whole(&parent).await
     })
     .await?;

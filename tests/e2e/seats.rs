@@ -31,7 +31,9 @@ const SAMPLES: usize = 300;
 /// Of these rounds the best counts: the machine is shared, and what else runs on it is not the hub's doing.
 const ROUNDS: usize = 3;
 /// What a bystander's GET may take at most before it counts as refused.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Until RBAC and the hub's catalog have followed the objects.
+const SETTLE: Duration = Duration::from_secs(30);
 /// How often the bystander asks while tunnels open.
 const EVERY: Duration = Duration::from_millis(20);
 
@@ -168,7 +170,7 @@ async fn bystander(world: &World, admin: &kube::Client) -> Result<kube::Client> 
     config.proxy_url = None;
     let client = kube::Client::try_from(config)?;
     // RBAC is in force when the apiserver's informer has seen it.
-    wait_until("the bystander's rights", PATIENCE, async || timed(&client, BYSTANDERS_OWN).await.map(drop))
+    wait_until("the bystander's rights", SETTLE, async || timed(&client, BYSTANDERS_OWN).await.map(drop))
         .await?;
     Ok(client)
 }
@@ -232,7 +234,7 @@ pub(crate) async fn four_hundred_tunnels_take_no_seat_from_others_in_the_parent(
     let dial = async |(n, token): (usize, String)| {
         // RBAC and the hub's catalog follow the objects within moments.
         let what = format!("tunnel {n} to open");
-        wait_until(&what, Duration::from_secs(30), async || open(&target, n, &token).await).await
+        wait_until(&what, SETTLE, async || open(&target, n, &token).await).await
     };
     let all = stream::iter(tokens.iter().cloned().enumerate()).map(dial).buffer_unordered(AT_ONCE);
     let mut held: Vec<Held> = all.try_collect().await?;
@@ -270,7 +272,7 @@ pub(crate) async fn a_bare_socket_as_old_agents_dial_it_is_refused_and_says_what
     create(&admin, &format!("{RBAC}/clusterrolebindings"), &bound).await?;
     let token = token(&admin, "default", "old-agent").await?;
     let target = parent_target(world)?;
-    let refused = wait_until("the parent to let the old agent through", PATIENCE, async || {
+    let refused = wait_until("the parent to let the old agent through", SETTLE, async || {
         let mut tasks = JoinSet::new();
         let headers = wire::upgrade(&agent_side::new_key(), &token)?;
         let answer = wire::get(&target, &format!("{DISCOVERY}/sockets/{id}"), headers, &mut tasks).await?;
