@@ -49,7 +49,7 @@ impl Bare {
             if asked.is_empty() { bail!("see {}", agent.log().display()) } else { Ok(()) }
         })
         .await?;
-        cli.ok(&["approve", CHILD]).await?;
+        cli.ok(&["approve", CHILD, "--yes"]).await?;
         let ready = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
         wait_until("the child to be Ready", JOIN, async || {
             agent.check()?;

@@ -132,7 +132,7 @@ async fn joined(scratch: Scratch) -> Result<World> {
     let mut world = World::start(scratch).await?;
     world.register_and_apply().await?;
     world.wait_for_request().await?;
-    world.cli(&["approve", CHILD]).await?;
+    world.cli(&["approve", CHILD, "--yes"]).await?;
     world.wait_ready(Duration::from_secs(90)).await?;
     world.deploy_pod().await?;
     Ok(world)

@@ -94,9 +94,7 @@ impl Code {
             Self::Lost => {
                 "nothing if it comes back; else look at what closes idle or long connections on the way"
             }
-            Self::Denied => {
-                "ask who runs the parent; to let it in again there: kubectl towline approve NAME"
-            }
+            Self::Denied => "ask who runs the parent; to let it in again there: kubectl towline approve NAME",
             Self::Pending => "compare the key's fingerprint and approve in the parent: kubectl get clsrr",
             Self::NotFound => "install the hub in the parent, or correct the parent's address",
         }

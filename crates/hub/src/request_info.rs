@@ -264,7 +264,7 @@ fn socket(rest: &str, query: Option<&str>) -> Result<Shape, Refusal> {
     }
     if rest.is_empty() {
         return Err(Refusal::MethodNotAllowed(format!(
-            "a socket has no content of its own; the cluster's API is at sockets/{cluster}/proxy/direct"
+            "a socket has no content of its own; the cluster's API is at sockets/{cluster}/proxy/direct. An agent opens its tunnel at sockets/{cluster}/attach: in place of an agent of Clusternet, register the cluster again (kubectl towline register)"
         )));
     }
     let Some(target) = rest.strip_prefix("proxy/direct") else { return nothing_here() };
