@@ -88,6 +88,7 @@ pub(crate) async fn send(
     }
 
     let (parts, body) = request.into_parts();
+    let to_head = parts.method == Method::HEAD;
     let body = if carries_nothing(&parts.method, &body) { empty() } else { RequestBody(body).boxed_unsync() };
     let mut onward = Request::new(body);
     *onward.method_mut() = parts.method;
@@ -98,7 +99,16 @@ pub(crate) async fn send(
     let answer = within(deadline, name, exchange(hub, &live, name, onward)).await?;
     let (mut parts, body) = answer.into_parts();
     pass_on(hub, name, parts.status, &mut parts.headers)?;
+    if to_head || ends_with_its_head(parts.status) {
+        return Ok(Response::from_parts(parts, ResponseBody::empty()));
+    }
     Ok(Response::from_parts(parts, ResponseBody::Child(body, Box::new(stay))))
+}
+
+/// Statuses without a body (RFC 9110 section 6.4.1). Over HTTP/2 a child's body would cross all the same, and
+/// one behind HEAD would reset the stream before the caller has the head.
+fn ends_with_its_head(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// What an open request holds until its body has ended or its streams are closed: its places, its event in the audit
