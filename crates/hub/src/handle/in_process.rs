@@ -44,6 +44,7 @@ mod bounds;
 mod conformance;
 mod contract;
 mod frames;
+mod hostile;
 mod http2;
 mod raw;
 mod recorder;

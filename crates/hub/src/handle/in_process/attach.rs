@@ -3,7 +3,7 @@
 use super::*;
 
 /// A masked WebSocket frame with a payload (RFC 6455 section 5.2); the mask is zero, so the payload is itself.
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x80 | opcode];
     match payload.len() {
         length @ 0..=125 => bytes.push(0x80 | u8::try_from(length).unwrap()),
@@ -27,7 +27,8 @@ fn close_code(received: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([*received.get(at + 2)?, *received.get(at + 3)?]))
 }
 
-fn hello(changes: &Value) -> Vec<u8> {
+/// A hello with these fields instead of good ones.
+pub(super) fn hello(changes: &Value) -> Vec<u8> {
     let mut hello = json!({
         "protocol": { "min": 1, "max": 1 }, "clusterId": "c1", "instance": "agent-2", "agentVersion": "1",
         "capabilities": ["extended-connect"],
