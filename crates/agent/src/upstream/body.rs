@@ -15,6 +15,8 @@ struct Held<B, H> {
     body: B,
     ended: bool,
     held: Option<H>,
+    /// Whether an end that the peer has not marked is a break.
+    marked: bool,
 }
 
 /// The body, holding `held` for as long as its stream is open.
@@ -23,7 +25,15 @@ where
     B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     H: Send + Unpin + 'static,
 {
-    Body::new(Held { body, ended: false, held: Some(held) })
+    Body::new(Held { body, ended: false, held: Some(held), marked: false })
+}
+
+/// The same for an HTTP/2 answer to a request that was sent whole. A stream that is reset with `NO_ERROR` reads
+/// as an end, because a server may do that to a request whose body it does not want (RFC 9113 section 8.1).
+/// Where there is no body left to send, it is an answer that broke: proxies reset like that when the server
+/// behind them is gone.
+pub(crate) fn holding_marked<H: Send + Unpin + 'static>(body: Incoming, held: H) -> Body {
+    Body::new(Held { body, ended: false, held: Some(held), marked: true })
 }
 
 /// The body without its trailers.
@@ -63,6 +73,11 @@ where
             return Poll::Ready(None);
         }
         match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            None if self.marked && !self.body.is_end_stream() => {
+                self.ended = true;
+                self.held = None;
+                Poll::Ready(Some(Err("the child broke off its answer".into())))
+            }
             Some(Ok(frame)) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
             // An error is passed on as one: a stream that broke must not look as if it had ended.
             Some(Err(error)) => {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 use tunnel_proto::Body;
 
-use super::body::holding;
+use super::body::{holding, holding_marked};
 use super::connect::ConnectError;
 use crate::limits::{
     ANSWER_HEAD, CONNECTION_WINDOW, FULL_PERCENT, IDLE, MAX_FRAME, PING_AFTER, PING_TIMEOUT, SEND_BUFFER,
@@ -208,10 +209,12 @@ impl Place {
         request: Request<Body>,
     ) -> Result<Response<Body>, TrySendError<Request<Body>>> {
         let Self { mut connection, counted } = self;
+        let sent_whole = request.body().is_end_stream();
         let sent = connection.sender.try_send_request(request);
         // Not held while waiting: a connection ends when its last sender is gone and its streams are.
         drop(connection);
-        Ok(sent.await?.map(|body| holding(body, counted)))
+        let answer = sent.await?;
+        Ok(answer.map(|body| if sent_whole { holding_marked(body, counted) } else { holding(body, counted) }))
     }
 }
 
