@@ -276,4 +276,6 @@ fn length_of(uri: &Uri) -> Length {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

@@ -33,52 +33,55 @@ const OK: (&str, &str) = (":status", "200");
 
 type Answer = Arc<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
-/// A case: what it is, the frames for this stream, and what the caller is left with.
-fn cases() -> Vec<(&'static str, Answer, Left)> {
-    fn case(
-        what: &'static str,
-        left: Left,
-        answer: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static,
-    ) -> (&'static str, Answer, Left) {
-        (what, Arc::new(answer), left)
-    }
-    let bad = Left::Refused(502);
-    let status =
-        |code: &'static str| move |id| [head(id, 0, &[(":status", code)]), data(id, END, "x")].concat();
+/// What it is, the frames for this stream, and what the caller is left with.
+type Case = (&'static str, Answer, Left);
+
+const BAD: Left = Left::Refused(502);
+
+fn case(what: &'static str, left: Left, answer: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Case {
+    (what, Arc::new(answer), left)
+}
+
+fn with_status(code: &'static str) -> impl Fn(u32) -> Vec<u8> + Send + Sync + 'static {
+    move |id| [head(id, 0, &[(":status", code)]), data(id, END, "x")].concat()
+}
+
+/// Answers whose head is wrong.
+fn heads() -> Vec<Case> {
     let mut cases: Vec<_> = ["000", "099", "101", "600", "999", "20", "2000", "abc", ""]
         .into_iter()
-        .map(|code| (code, Arc::new(status(code)) as Answer, bad))
+        .map(|code| (code, Arc::new(with_status(code)) as Answer, BAD))
         .collect();
     let lined = |lines: &'static [(&'static str, &'static str)]| {
         move |id| [head(id, 0, &[&[OK], lines].concat()), data(id, END, "ok")].concat()
     };
     cases.extend([
         case("honest", Left::Whole(200, "ok"), lined(&[("content-type", "text/plain")])),
-        case("no status", bad, |id| [head(id, 0, &[("a", "b")]), data(id, END, "x")].concat()),
-        case("two status", bad, lined(&[(":status", "200")])),
-        case("a request", bad, |id| {
+        case("no status", BAD, |id| [head(id, 0, &[("a", "b")]), data(id, END, "x")].concat()),
+        case("two status", BAD, lined(&[(":status", "200")])),
+        case("a request", BAD, |id| {
             head(id, END, &[(":method", "GET"), (":path", "/"), (":scheme", "https")])
         }),
-        case("transfer-encoding", bad, lined(&[("transfer-encoding", "chunked")])),
+        case("transfer-encoding", BAD, lined(&[("transfer-encoding", "chunked")])),
         case(
             "transfer-encoding and a length",
-            bad,
+            BAD,
             lined(&[("transfer-encoding", "chunked"), ("content-length", "2")]),
         ),
-        case("connection", bad, lined(&[("connection", "content-type"), ("content-type", "text/plain")])),
-        case("upgrade", bad, lined(&[("upgrade", "websocket")])),
-        case("two lengths", bad, lined(&[("content-length", "2"), ("content-length", "3")])),
-        case("a length that is none", bad, lined(&[("content-length", "+2")])),
-        case("an upper-case name", bad, lined(&[("X-Upper", "a")])),
-        case("an empty name", bad, lined(&[("", "a")])),
-        case("a name with a line break", bad, lined(&[("a\r\nx-b", "c")])),
-        case("a value with a line break", bad, lined(&[("a", "b\r\nSet-Cookie: a=b")])),
-        case("a value with NUL", bad, lined(&[("a", "b\0c")])),
-        case("a redirect", bad, |id| {
+        case("connection", BAD, lined(&[("connection", "content-type"), ("content-type", "text/plain")])),
+        case("upgrade", BAD, lined(&[("upgrade", "websocket")])),
+        case("two lengths", BAD, lined(&[("content-length", "2"), ("content-length", "3")])),
+        case("a length that is none", BAD, lined(&[("content-length", "+2")])),
+        case("an upper-case name", BAD, lined(&[("X-Upper", "a")])),
+        case("an empty name", BAD, lined(&[("", "a")])),
+        case("a name with a line break", BAD, lined(&[("a\r\nx-b", "c")])),
+        case("a value with a line break", BAD, lined(&[("a", "b\r\nSet-Cookie: a=b")])),
+        case("a value with NUL", BAD, lined(&[("a", "b\0c")])),
+        case("a redirect", BAD, |id| {
             let lines = [(":status", "307"), ("location", "https://169.254.169.254/")];
             [head(id, 0, &lines), data(id, END, "x")].concat()
         }),
-        case("a redirect without an address", Left::Whole(300, "x"), status("300")),
+        case("a redirect without an address", Left::Whole(300, "x"), with_status("300")),
         case(
             "headers that reach past the answer",
             Left::Whole(200, "ok"),
@@ -95,13 +98,20 @@ fn cases() -> Vec<(&'static str, Answer, Left)> {
                 ("service-worker-allowed", "/"),
             ]),
         ),
+    ]);
+    cases
+}
+
+/// Answers that begin well.
+fn bodies() -> Vec<Case> {
+    vec![
         case("less than its length", Left::Cut, |id| {
             [head(id, 0, &[OK, ("content-length", "10")]), data(id, END, "half")].concat()
         }),
         case("more than its length", Left::Cut, |id| {
             [head(id, 0, &[OK, ("content-length", "2")]), data(id, END, "okGET / HTTP/1.1\r\n\r\n")].concat()
         }),
-        case("a reset in the head's place", bad, |id| reset(id, 2)),
+        case("a reset in the head's place", BAD, |id| reset(id, 2)),
         case("a refused stream", Left::Refused(503), |id| reset(id, 7)),
         case("a reset in the body", Left::Cut, |id| {
             [head(id, 0, &[OK]), data(id, 0, "half"), reset(id, 2)].concat()
@@ -114,9 +124,9 @@ fn cases() -> Vec<(&'static str, Answer, Left)> {
         case("a cancelled body", Left::Cut, |id| {
             [head(id, 0, &[OK]), data(id, 0, "half"), reset(id, 8)].concat()
         }),
-        case("a body after 204", Left::Whole(204, ""), status("204")),
-        case("a body after 304", Left::Whole(304, ""), status("304")),
-        case("a body without a head", bad, |id| data(id, END, "x")),
+        case("a body after 204", Left::Whole(204, ""), with_status("204")),
+        case("a body after 304", Left::Whole(304, ""), with_status("304")),
+        case("a body without a head", BAD, |id| data(id, END, "x")),
         case("trailers", Left::Whole(200, "ok"), |id| {
             [
                 head(id, 0, &[OK]),
@@ -135,31 +145,36 @@ fn cases() -> Vec<(&'static str, Answer, Left)> {
             let interim = head(id, 0, &[(":status", "103"), ("link", "a")]);
             [interim, head(id, 0, &[OK]), data(id, END, "ok")].concat()
         }),
-        case("an interim answer that is the last", bad, |id| head(id, END, &[(":status", "103")])),
+        case("an interim answer that is the last", BAD, |id| head(id, END, &[(":status", "103")])),
         case("5,000 interim answers", Left::Whole(200, "ok"), |id| {
             let interim = head(id, 0, &[(":status", "103")]).repeat(5_000);
             [interim, head(id, 0, &[OK]), data(id, END, "ok")].concat()
         }),
+    ]
+}
+
+/// Answers that are more than the tunnel bears, or none.
+fn breaks() -> Vec<Case> {
+    vec![
         case("10,000 header lines", Left::Whole(200, "ok"), |id| {
             let many = vec![("a", "b"); 10_000];
             [head(id, 0, &[&[OK][..], &many].concat()), data(id, END, "ok")].concat()
         }),
-        case("2 MB of headers", bad, |id| {
+        case("2 MB of headers", BAD, |id| {
             [head(id, 0, &[OK, ("a", &"b".repeat(2_000_000))]), data(id, END, "ok")].concat()
         }),
-        case("rubbish for a header block", bad, |id| {
+        case("rubbish for a header block", BAD, |id| {
             frames::frame(frames::HEADERS, frames::END_HEADERS, id, &[0xff; 64])
         }),
-        case("a frame longer than any", bad, |id| frames::frame(frames::DATA, 0, id, &vec![0; 1 << 20])),
-        case("a stream that the agent opens", bad, |_| head(2, END, &[(":method", "GET"), (":path", "/")])),
-        case("a promise", bad, |id| frames::frame(5, frames::END_HEADERS, id, &[0, 0, 0, 2, 0x82])),
-        case("an answer to a stream that nobody opened", bad, |_| head(4_001, END, &[OK])),
-        case("a window of more than 2^31", bad, |_| {
+        case("a frame longer than any", BAD, |id| frames::frame(frames::DATA, 0, id, &vec![0; 1 << 20])),
+        case("a stream that the agent opens", BAD, |_| head(2, END, &[(":method", "GET"), (":path", "/")])),
+        case("a promise", BAD, |id| frames::frame(5, frames::END_HEADERS, id, &[0, 0, 0, 2, 0x82])),
+        case("an answer to a stream that nobody opened", BAD, |_| head(4_001, END, &[OK])),
+        case("a window of more than 2^31", BAD, |_| {
             frames::frame(frames::WINDOW_UPDATE, 0, 0, &i32::MAX.to_be_bytes())
         }),
         case("the end of the tunnel", Left::Refused(503), |_| frames::frame(frames::GOAWAY, 0, 0, &[0; 8])),
-    ]);
-    cases
+    ]
 }
 
 impl World {
@@ -290,7 +305,7 @@ async fn what_stands_behind_the_answer_to_head_is_left_behind() {
 #[tokio::test]
 async fn a_hostile_agent_harms_its_own_answer_only() {
     let mut failures = Vec::new();
-    for (what, hostile, expected) in cases() {
+    for (what, hostile, expected) in [heads(), bodies(), breaks()].concat() {
         for wire in [Wire::H1, Wire::H2] {
             let mut world = World::with_hostile(Arc::clone(&hostile)).await;
             world.parent.rule(|_| Some(true));
