@@ -73,7 +73,9 @@ async fn serve_http1(mut tls: ServerStream<TcpStream>, hostile: &Once) -> Option
         None => b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbob".to_vec(),
     };
     tls.write_all(&answer).await.ok()?;
-    tls.shutdown().await.ok()
+    tls.shutdown().await.ok()?;
+    // To close on unread bytes would take the answer back.
+    tokio::io::copy(&mut tls, &mut tokio::io::sink()).await.ok().map(drop)
 }
 
 const DATA: u8 = 0;
@@ -415,5 +417,30 @@ async fn a_hostile_answer_to_an_upgrade_is_never_a_stream() {
         }
         let bob = get(&upstream, "bob").await;
         assert!(matches!(&bob, Ok((200, _, Ok(body))) if body == "bob"), "{text}, then bob: {bob:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_upload_arrives() {
+    for h2 in [false, true] {
+        let early = move |id| {
+            if h2 {
+                [head(id, 0, &[(":status", "413")]), data(id, END, "too large")].concat()
+            } else {
+                b"HTTP/1.1 413 What\r\nContent-Length: 9\r\n\r\ntoo large".to_vec()
+            }
+        };
+        let (upstream, _scratch, _tasks) = child(h2, Arc::new(early)).await;
+        let who = Identity::of("alice", &[]).unwrap();
+        let (uri, headers) = (Uri::from_static("/api"), HeaderMap::new());
+        let inbound = Inbound { method: &http::Method::POST, uri: &uri, headers: &headers };
+        let pieces =
+            futures::stream::repeat_with(|| Ok(http_body::Frame::data(Bytes::from_static(&[0; 10_000]))));
+        let endless = Body::new(http_body_util::StreamBody::new(pieces));
+        let asked = plain(&who, &secret("token"), inbound, endless).unwrap();
+        let answer =
+            timeout(Duration::from_secs(20), upstream.forward(asked)).await.expect("no hang").unwrap();
+        assert_eq!(answer.status(), 413);
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "too large");
     }
 }

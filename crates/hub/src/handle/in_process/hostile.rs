@@ -325,3 +325,49 @@ async fn a_hostile_agent_harms_its_own_answer_only() {
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
 }
+
+#[tokio::test]
+async fn a_hostile_answer_to_an_upgrade_is_an_error_and_never_a_stream() {
+    let upgrade = format!(
+        "GET {BASE}/c1/proxy/direct/exec HTTP/1.1\r\nHost: hub\r\nX-Remote-User: alice\r\n\
+         Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    let mut failures = Vec::new();
+    let accepted = |id| [head(id, 0, &[OK]), data(id, 0, "stream")].concat();
+    for (what, expected, hostile) in [
+        ("200 without what a WebSocket needs", "502", Arc::new(accepted) as Answer),
+        ("201", "502", Arc::new(with_status("201"))),
+        ("204", "502", Arc::new(with_status("204"))),
+        ("101", "502", Arc::new(with_status("101"))),
+        ("302", "502", Arc::new(with_status("302"))),
+        ("999", "502", Arc::new(with_status("999"))),
+        ("401", "401", Arc::new(with_status("401"))),
+        ("503", "503", Arc::new(with_status("503"))),
+        ("a reset", "502", Arc::new(|id| frames::frame(frames::RST_STREAM, 0, id, &2_u32.to_be_bytes()))),
+        (
+            "a refused stream",
+            "503",
+            Arc::new(|id| frames::frame(frames::RST_STREAM, 0, id, &7_u32.to_be_bytes())),
+        ),
+        ("a stream without a head", "502", Arc::new(|id| data(id, 0, "stream"))),
+    ] {
+        let mut world = World::with_hostile(hostile).await;
+        world.parent.rule(|_| Some(true));
+        let stream = world.dial(Some(world.aggregator()), Wire::H1).await;
+        // Bytes that the caller sends ahead of any 101 must go nowhere, least of all into a request.
+        let ahead = "GET /smuggled HTTP/1.1\r\nHost: hub\r\n\r\n";
+        let heard = raw::converse(stream, format!("{upgrade}{ahead}").as_bytes(), false).await;
+        let first = heard.outcome().split(',').next().unwrap().to_owned();
+        if first != expected {
+            failures.push(format!("{what}: {heard:?}, not {expected}"));
+        }
+        assert_eq!(world.hub.metrics.upgrades.get(), 0, "{what}");
+        match get(&mut world, Wire::H2, "bob").await {
+            Ok((200, _, Ok(body))) if body == "stream 3" => {}
+            Ok((502 | 503, _, Ok(body))) if body.contains("\"kind\":\"Status\"") => {}
+            second => failures.push(format!("{what}, then another: {second:?}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
