@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use api::identity::Identity;
 use api::mapping;
 use api::status::{Reason, Status};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, UPGRADE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -125,6 +127,7 @@ impl Hub {
 /// Answers any request, and never fails: what cannot be done is answered with why.
 pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
     let method = request.method().clone();
+    let upgrading = request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
     // The parent's, where it sends one: it ties the lines of parent, hub and child together.
     let id = headers::audit_id(request.headers()).unwrap_or_else(new_audit_id);
     let (mut kind, mut event) = ("unknown", Event::default());
@@ -138,6 +141,11 @@ pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> 
     };
     if method == Method::HEAD {
         without_body(&mut response);
+    }
+    if upgrading && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // What stands behind such a request was meant for the stream that it asked for, and came on the
+        // aggregator's own connection: read as a request it could name any user (CVE-2018-1002105).
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let verb = crate::request_info::verb(&method).unwrap_or("other");
     hub.metrics.answered(kind, verb, response.status());
