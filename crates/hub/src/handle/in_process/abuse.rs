@@ -86,7 +86,12 @@ async fn send(world: &World, row: &Row, upgrade: bool) -> (String, Option<String
     let (template, fin) = row.send.strip_suffix("{fin}").map_or((row.send, false), |send| (send, true));
     let bytes = raw::expand(template, &names(upgrade));
     let conversation = raw::converse(stream, &bytes, fin).await;
-    (conversation.outcome(), conversation.0.iter().find_map(odd))
+    let ends = !upgrade || conversation.0.iter().all(raw::Answer::ends_or_switches);
+    let odd = conversation.0.iter().find_map(odd);
+    (
+        conversation.outcome(),
+        odd.or((!ends).then(|| "a connection goes on after a refused upgrade".to_owned())),
+    )
 }
 
 /// `name: value`; a name may begin with a colon, and either may be anything but a line break.

@@ -232,8 +232,19 @@ async fn after_a_refused_upgrade_nothing_is_left_of_it() {
         let stream = world.dial(Some(world.aggregator()), Wire::H1).await;
         let heard = raw::converse(stream, format!("{upgrade}{behind}").as_bytes(), false).await;
         assert_eq!(heard.outcome(), "403", "one answer, then the end");
-        assert!(heard.0[0].head.to_ascii_lowercase().contains("connection: close"), "{}", heard.0[0].head);
+        assert!(heard.0[0].ends_or_switches(), "{}", heard.0[0].head);
         assert_eq!(heard.0[0].body, b"{\"reason\":\"Forbidden\"}");
+    }
+    // The same when it is the hub that refuses: as somebody whom the parent does not know, or to a cluster that
+    // is not there.
+    let behind =
+        format!("GET {BASE}/c1/proxy/direct/api HTTP/1.1\r\nHost: hub\r\nX-Remote-User: alice\r\n\r\n");
+    for (from, to, code) in
+        [("alice", "mallory", "403"), ("/c1/", "/c2/", "403"), ("websocket", "h2c", "400")]
+    {
+        let refused = format!("{}{behind}", upgrade.replace(from, to));
+        let stream = world.dial(Some(world.aggregator()), Wire::H1).await;
+        assert_eq!(raw::converse(stream, refused.as_bytes(), false).await.outcome(), code, "{to}");
     }
     assert_eq!(world.hub.metrics.upgrades.get(), 0);
     assert_eq!(world.get(Wire::H1, "alice", &format!("{BASE}/c1/proxy/direct/api")).await.status(), 200);

@@ -16,6 +16,13 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
+impl Answer {
+    /// Whether nothing behind it is read as another request.
+    pub(super) fn ends_or_switches(&self) -> bool {
+        self.status == 101 || self.head.to_ascii_lowercase().contains("\r\nconnection: close\r\n")
+    }
+}
+
 /// What came back on a connection, without the answer to [`PROBE`].
 #[derive(Debug)]
 pub(super) struct Conversation(pub(super) Vec<Answer>);
