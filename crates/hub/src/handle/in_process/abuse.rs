@@ -90,7 +90,7 @@ async fn send(world: &World, row: &Row, upgrade: bool) -> (String, Option<String
     let odd = conversation.0.iter().find_map(odd);
     (
         conversation.outcome(),
-        odd.or((!ends).then(|| "a connection goes on after a refused upgrade".to_owned())),
+        odd.or_else(|| (!ends).then(|| "a connection goes on after a refused upgrade".to_owned())),
     )
 }
 

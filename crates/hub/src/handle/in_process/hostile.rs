@@ -302,10 +302,10 @@ async fn what_stands_behind_the_answer_to_head_is_left_behind() {
     }
 }
 
-#[tokio::test]
-async fn a_hostile_agent_harms_its_own_answer_only() {
+/// Sends alice and then bob, for each case and both wires.
+async fn judge(cases: Vec<Case>) {
     let mut failures = Vec::new();
-    for (what, hostile, expected) in [heads(), bodies(), breaks()].concat() {
+    for (what, hostile, expected) in cases {
         for wire in [Wire::H1, Wire::H2] {
             let mut world = World::with_hostile(Arc::clone(&hostile)).await;
             world.parent.rule(|_| Some(true));
@@ -324,6 +324,21 @@ async fn a_hostile_agent_harms_its_own_answer_only() {
         }
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+#[tokio::test]
+async fn a_hostile_head_harms_its_own_answer_only() {
+    judge(heads()).await;
+}
+
+#[tokio::test]
+async fn a_hostile_body_harms_its_own_answer_only() {
+    judge(bodies()).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_breaks_its_tunnel_gives_nobody_the_answer_of_another() {
+    judge(breaks()).await;
 }
 
 #[tokio::test]
