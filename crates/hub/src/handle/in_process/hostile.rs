@@ -270,6 +270,7 @@ fn fits(got: &Result<Got, String>, expected: Left) -> bool {
         }
         (Ok((status, headers, Ok(body))), Left::Whole(code, text)) => {
             let known = [
+                "audit-id",
                 "content-type",
                 "content-length",
                 "date",
