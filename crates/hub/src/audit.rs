@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use api::identity::Identity;
@@ -32,6 +33,9 @@ const SPARE: usize = 8192;
 const GROUPS: usize = 100;
 /// Bytes of a user agent that are written.
 const USER_AGENT: usize = 512;
+/// Pause between two writes: waking the writer for each line costs a request more than its line does. A crash of the
+/// process loses what came in so long.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Room for an ordinary line.
 const LINE: usize = 1024;
 /// What a query key contains whose value is a secret.
@@ -176,8 +180,8 @@ impl Event {
         open.child_user = open.who.as_ref().filter(|who| who.user() != user).map(|_| user.to_owned());
     }
 
-    /// Writes that the request has come, before it is sent on: for what changes something or stays open, so that not
-    /// even a crash of the hub leaves it without a line.
+    /// Writes that the request has come, before it is sent on: for what changes something or stays open, which may
+    /// outlive this hub.
     pub fn received(&self) {
         if let Some(open) = &self.0 {
             let _ = open.queue.try_send(open.line("RequestReceived"));
@@ -371,7 +375,7 @@ fn without_secrets(uri: &Uri) -> Cow<'_, str> {
     format!("{path}?{}", pairs.join("&")).into()
 }
 
-/// Writes what comes until nobody can send any more; flushes whenever it has caught up.
+/// Writes what comes until nobody can send any more.
 fn write(mut lines: mpsc::Receiver<Vec<u8>>, sink: Box<dyn Write + Send>, lost: &Counter) {
     let mut sink = std::io::BufWriter::with_capacity(64 * 1024, sink);
     let mut told = false;
@@ -393,6 +397,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, sink: Box<dyn Write + Send>, lost: 
         } else {
             told = false;
         }
+        std::thread::sleep(PAUSE);
     }
 }
 

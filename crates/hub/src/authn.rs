@@ -15,7 +15,7 @@ use crate::refusal::Refusal;
 
 pub mod front_proxy;
 
-use front_proxy::{FrontProxy, Trust};
+use front_proxy::{FrontProxy, Trust, TrustProblem};
 
 /// How long a refused certificate is remembered on its connection. Checking a chain costs about 100 µs of
 /// signature arithmetic; without this, a stranger's every request would.
@@ -98,8 +98,12 @@ pub fn identify(
     now: UnixTime,
 ) -> Result<Arc<Identity>, Refusal> {
     let trust = front_proxy.current();
-    let trust =
-        trust.as_ref().as_ref().map_err(|_problem| Refusal::Unauthenticated(front_proxy::NO_TRUST))?;
+    let trust = trust.as_ref().as_ref().map_err(|problem| match problem {
+        TrustProblem::NotRead => Refusal::Starting,
+        TrustProblem::Missing(_) | TrustProblem::Malformed(_) | TrustProblem::AnyClient => {
+            Refusal::Unauthenticated(front_proxy::NO_TRUST)
+        }
+    })?;
     peer.check(trust, now).map_err(Refusal::Unauthenticated)?;
     front_proxy::identity(trust, headers).map(Arc::new)
 }
@@ -131,5 +135,19 @@ mod tests {
                 .into_iter()
                 .collect();
         assert!(refuse_forged_headers(&honest).is_ok());
+    }
+
+    #[test]
+    fn a_hub_that_has_not_read_whom_to_believe_says_later_and_not_never() {
+        let front_proxy = FrontProxy::default();
+        let peer = Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), Vec::new());
+        let code = || {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+            let refusal = identify(&front_proxy, &peer, &HeaderMap::new(), now).unwrap_err().to_status();
+            (refusal.code.as_u16(), refusal.retry_after)
+        };
+        assert_eq!(code(), (503, Some(1)));
+        front_proxy.replace(None).unwrap_err();
+        assert_eq!(code(), (401, None));
     }
 }

@@ -59,6 +59,9 @@ pub enum Refusal {
         "cluster {0} is not connected: {1}; look at its agent: kubectl -n clusternet-system logs deploy/clusternet-agent"
     )]
     Offline(String, String),
+    /// The hub has not read yet whom it may believe. Agents take a 401 for the end of their credential.
+    #[error("this hub replica is starting; try again")]
+    Starting,
     /// The hub is stopping.
     #[error("this hub replica is shutting down; try again")]
     Stopping,
@@ -93,7 +96,7 @@ impl Refusal {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, Reason::BadRequest),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Reason::RequestEntityTooLarge),
             Self::ShareUsedUp(_) => (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests),
-            Self::JustLost(..) | Self::Offline(..) | Self::Stopping | Self::AuditBehind => {
+            Self::JustLost(..) | Self::Offline(..) | Self::Starting | Self::Stopping | Self::AuditBehind => {
                 (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable)
             }
             Self::TunnelBroke(..) | Self::BadAnswer(..) => (StatusCode::BAD_GATEWAY, Reason::Unknown),
@@ -102,8 +105,10 @@ impl Refusal {
         };
         let status = Status::new(code, reason, self.to_string());
         // client-go retries any 5xx with Retry-After ten times: only for what passes by itself.
-        let passes =
-            matches!(self, Self::JustLost(..) | Self::Stopping | Self::ShareUsedUp(_) | Self::AuditBehind);
+        let passes = matches!(
+            self,
+            Self::JustLost(..) | Self::Starting | Self::Stopping | Self::ShareUsedUp(_) | Self::AuditBehind
+        );
         if passes { status.retry_after(1) } else { status }
     }
 
@@ -125,6 +130,7 @@ impl Refusal {
             Self::BodyTooLarge(_) => "body_too_large",
             Self::JustLost(..) => "just_lost",
             Self::Offline(..) => "offline",
+            Self::Starting => "starting",
             Self::Stopping => "stopping",
             Self::TunnelBroke(..) => "tunnel_broke",
             Self::BadAnswer(..) => "bad_answer",

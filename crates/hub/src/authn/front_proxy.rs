@@ -465,6 +465,8 @@ pub(crate) mod tests {
         let asked = headers(&[("X-Remote-User", "alice")]);
         let identify = || super::super::identify(&front_proxy, &peer, &asked, now());
 
+        assert_eq!(identify().unwrap_err(), Refusal::Starting);
+        front_proxy.replace(None).unwrap_err();
         assert_eq!(identify().unwrap_err(), Refusal::Unauthenticated(NO_TRUST));
         front_proxy.replace(Some(&data(&old, "[]"))).unwrap();
         assert_eq!(identify().unwrap().user(), "alice");
