@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tests::bench::idle::{cluster_id, namespace};
 use tests::bench::load::{Target, percentile};
-use tests::process::wait_until;
+use tests::process::{own_timeout, stolen, wait_until};
 use tests::world::World;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,8 @@ const AT_ONCE: usize = 8;
 const SAMPLES: usize = 300;
 /// Of these rounds the best counts: the machine is shared, and what else runs on it is not the hub's doing.
 const ROUNDS: usize = 3;
+/// At most so many, while other guests of the host take more than a twentieth of this machine's processors.
+const MOST_ROUNDS: usize = 12;
 /// What a bystander's GET may take at most before it counts as refused.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Until RBAC and the hub's catalog have followed the objects.
@@ -177,9 +179,9 @@ async fn bystander(world: &World, admin: &kube::Client) -> Result<kube::Client> 
 
 async fn timed(client: &kube::Client, path: &str) -> Result<Duration> {
     let asked = Instant::now();
-    match tokio::time::timeout(PATIENCE, call(client, Method::GET, path, None)).await {
-        Ok(answer) => answer.map(|_| asked.elapsed()),
-        Err(_) => bail!("GET {path} hung for {PATIENCE:?}"),
+    match own_timeout(PATIENCE, call(client, Method::GET, path, None)).await {
+        Some(answer) => answer.map(|_| asked.elapsed()),
+        None => bail!("GET {path} hung for {PATIENCE:?}"),
     }
 }
 
@@ -198,13 +200,18 @@ async fn keep_asking(client: kube::Client, stop: CancellationToken) -> Result<us
 /// Median and 99th percentile of the best of several rounds.
 async fn measure(client: &kube::Client, path: &str) -> Result<(Duration, Duration)> {
     let mut best = None;
-    for _ in 0..ROUNDS {
+    for round in 1..=MOST_ROUNDS {
+        let (began, before) = (Instant::now(), stolen());
         let mut times = Vec::with_capacity(SAMPLES);
         for _ in 0..SAMPLES {
             times.push(timed(client, path).await?);
         }
         let found = (percentile(&mut times, 0.99), percentile(&mut times, 0.5));
         best = Some(best.map_or(found, |best| found.min(best)));
+        let quiet = stolen().saturating_sub(before) * 20 < began.elapsed();
+        if round >= ROUNDS && quiet {
+            break;
+        }
     }
     let (p99, p50) = best.context("at least one round")?;
     Ok((p50, p99))

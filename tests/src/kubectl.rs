@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::binaries::Binaries;
 use crate::network::Network;
-use crate::process::Program;
+use crate::process::{Program, own_timeout};
 use crate::scratch::Scratch;
 
 /// How long one command may take unless told otherwise.
@@ -103,7 +103,7 @@ impl Kubectl {
             let ((), output) = tokio::join!(write, child.wait_with_output());
             output
         };
-        let Ok(output) = tokio::time::timeout(self.time_limit, work).await else {
+        let Some(output) = own_timeout(self.time_limit, work).await else {
             bail!("`kubectl {shown}` did not end within {:?}", self.time_limit);
         };
         let output = output?;
@@ -183,9 +183,9 @@ impl Running {
     /// # Errors
     /// When none comes within the limit.
     pub async fn line(&mut self, limit: Duration) -> Result<Option<String>> {
-        match tokio::time::timeout(limit, self.lines.next_line()).await {
-            Ok(line) => Ok(line?),
-            Err(_) => bail!("`kubectl {}` printed no line within {limit:?}", self.shown),
+        match own_timeout(limit, self.lines.next_line()).await {
+            Some(line) => Ok(line?),
+            None => bail!("`kubectl {}` printed no line within {limit:?}", self.shown),
         }
     }
 
@@ -206,9 +206,9 @@ impl Running {
             }
             bail!("`kubectl {}` ended before it printed {text:?}: {}", self.shown, stderr.trim())
         };
-        match tokio::time::timeout(limit, read).await {
-            Ok(line) => line,
-            Err(_) => bail!("`kubectl {}` did not print {text:?} within {limit:?}", self.shown),
+        match own_timeout(limit, read).await {
+            Some(line) => line,
+            None => bail!("`kubectl {}` did not print {text:?} within {limit:?}", self.shown),
         }
     }
 
@@ -232,9 +232,9 @@ impl Running {
     /// # Errors
     /// When it does not end within the limit.
     pub async fn end(mut self, limit: Duration) -> Result<i32> {
-        match tokio::time::timeout(limit, self.child.wait()).await {
-            Ok(status) => Ok(status?.code().unwrap_or(-1)),
-            Err(_) => bail!("`kubectl {}` did not end within {limit:?}", self.shown),
+        match own_timeout(limit, self.child.wait()).await {
+            Some(status) => Ok(status?.code().unwrap_or(-1)),
+            None => bail!("`kubectl {}` did not end within {limit:?}", self.shown),
         }
     }
 
