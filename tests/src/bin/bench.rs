@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -319,7 +319,7 @@ async fn measure(stage: &Stage, size: Size) -> Result<Value> {
         way.client.saturate(64, Duration::from_secs(1)).await?;
     }
     // Before anything has grown the hub's heap, which idle tunnels would then fill.
-    let memory = idle_tunnels(stage, size).await?;
+    let memory = idle_tunnels(stage, &ways[0].client, size).await?;
     say("latency of a 1 KiB GET: no tunnel, direct tunnel, tunnel through the parent, in turns");
     let latency = latencies(&plain, &ways, size).await?;
     say("throughput: 64 in flight");
@@ -401,17 +401,21 @@ async fn bulk(plain: &Client, ways: &[Way; 2], size: Size) -> Result<Value> {
     Ok(result)
 }
 
-/// Small GETs while large bodies fill the same tunnel.
-async fn beside_bulk(client: &Arc<Client>, size: Size) -> Result<Value> {
+/// One large body after the other, until it is dropped.
+fn fill(client: &Arc<Client>) -> JoinSet<Result<()>> {
     let mut filling = JoinSet::new();
     let large = client.clone();
     filling.spawn(async move {
         loop {
             large.bulk().await?;
         }
-        #[expect(unreachable_code, reason = "gives the block its type")]
-        Ok::<(), anyhow::Error>(())
     });
+    filling
+}
+
+/// Small GETs while large bodies fill the same tunnel.
+async fn beside_bulk(client: &Arc<Client>, size: Size) -> Result<Value> {
+    let mut filling = fill(client);
     let mut times = client.latencies(size.latencies).await?;
     ensure!(filling.try_join_next().is_none(), "the bulk transfer ended early");
     Ok(
@@ -444,7 +448,7 @@ async fn bad_company(stage: &Stage, client: &Client, size: Size) -> Result<Value
     Ok(result)
 }
 
-async fn idle_tunnels(stage: &Stage, size: Size) -> Result<Value> {
+async fn idle_tunnels(stage: &Stage, client: &Arc<Client>, size: Size) -> Result<Value> {
     say(&format!("memory: {} idle tunnels", size.tunnels));
     let mut held = JoinSet::new();
     let before = usage::resident_kib(stage.hub.pid())?;
@@ -453,7 +457,21 @@ async fn idle_tunnels(stage: &Stage, size: Size) -> Result<Value> {
     }
     let after = usage::resident_kib(stage.hub.pid())?;
     let per_tunnel = as_f64(after.saturating_sub(before)) / as_f64(size.tunnels as u64);
-    Ok(json!({ "tunnels": size.tunnels, "hub_kib_each": per_tunnel, "hub_rss_kib": after }))
+    // With all of them open, and one more that is full.
+    let filling = fill(client);
+    let front =
+        Client::connect(&stage.front.clone().below(String::new(), &[("x-remote-user", "bench")])).await?;
+    let mut times = Vec::with_capacity(size.latencies);
+    for _ in 0..size.latencies {
+        let asked = Instant::now();
+        ensure!(front.get("/apis/proxies.clusternet.io/v1alpha1").await? > 0, "an empty document");
+        times.push(asked.elapsed());
+    }
+    drop(filling);
+    let discovery = json!({ "p50_us": micros(percentile(&mut times, 0.5)),
+                            "p99_us": micros(percentile(&mut times, 0.99)) });
+    Ok(json!({ "tunnels": size.tunnels, "hub_kib_each": per_tunnel, "hub_rss_kib": after,
+               "discovery_beside_them_and_bulk": discovery }))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark stay far below 2^52")]
@@ -496,6 +514,11 @@ fn show(result: &Value) -> Result<()> {
     ] {
         let of = |way: &str| cell(&format!("/{path}/{way}/{what}"), digits);
         line(name, ["no_tunnel", WAYS[0].0, WAYS[1].0].map(of))?;
+    }
+    for share in ["p50", "p99"] {
+        let path = format!("/idle_tunnels/discovery_beside_them_and_bulk/{share}_us");
+        let name = format!("discovery beside idle tunnels and bulk, {share}, us");
+        line(&name, [String::new(), cell(&path, 0), String::new()])?;
     }
     for share in ["p50", "p99"] {
         let of = |what: &str| cell(&format!("/bad_company/{share}/{what}"), 0);
