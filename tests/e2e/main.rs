@@ -1,7 +1,5 @@
 //! Towline on a real Kubernetes, as its users see it: a parent with the hub, a child behind NAT whose agent runs
 //! as a pod. One world for all tests, which run one after the other; those that break things come last.
-//!
-//! Without what a network namespace needs, it says loudly what it leaves out, and why.
 
 mod faults;
 mod harmless;
@@ -12,112 +10,60 @@ mod streams;
 mod verbs;
 mod wire;
 
-use std::sync::Arc;
-
-use libtest_mimic::{Arguments, Failed, Trial};
-use tests::binaries::Binaries;
-use tests::network::capability;
-use tests::say;
-use tests::scratch::Scratch;
-use tests::world::World;
-use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
-
-/// The world that the tests share.
-pub(crate) type Shared = Arc<Mutex<World>>;
+use std::process::ExitCode;
 
 /// What a test gives back.
 pub(crate) type Outcome = anyhow::Result<()>;
 
-fn trial<F>(runtime: &Arc<Runtime>, world: &Shared, name: &str, test: F) -> Trial
-where
-    F: AsyncFnOnce(&mut World) -> Outcome + Send + 'static,
-{
-    let (runtime, world) = (runtime.clone(), world.clone());
-    Trial::test(name, move || {
-        runtime
-            .block_on(async { test(&mut *world.lock().await).await })
-            .map_err(|error| Failed::from(format!("{error:?}")))
-    })
-}
-
-fn main() -> anyhow::Result<std::process::ExitCode> {
-    let mut arguments = Arguments::from_args();
-    // One world: what one test breaks, the next would see.
-    arguments.test_threads = Some(1);
-    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    let runtime =
-        Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?);
-
-    if let Err(why) = capability(&Binaries::find()?) {
-        say(&format!(
-            "!!! LEFT OUT: every end-to-end test, because a child behind NAT cannot be made here: {why}"
-        ));
-        say("!!! Run `make test` as root on a Linux machine with network namespaces to have them.");
-        return Ok(std::process::ExitCode::SUCCESS);
-    }
-    let scratch = Scratch::create_with_signals()?;
-    let world = if arguments.list { None } else { Some(runtime.block_on(World::start(scratch))?) };
-    let Some(world) = world else { return Ok(libtest_mimic::run(&arguments, Vec::new()).exit_code()) };
-    let world: Shared = Arc::new(Mutex::new(world));
-
-    macro_rules! trials {
-        ($($module:ident :: $test:ident),* $(,)?) => {
-            vec![$(trial(&runtime, &world, concat!(stringify!($module), "::", stringify!($test)), $module::$test)),*]
-        };
-    }
-    let tests = trials![
-        joining::the_parent_cannot_reach_the_child_directly,
-        joining::wrong_and_expired_invitations_are_refused_with_a_message_that_says_which,
-        joining::a_child_joins_by_one_manifest_and_a_persons_approval,
-        joining::a_used_invitation_is_refused_with_a_message_that_says_so,
-        joining::applying_the_manifest_again_changes_nothing,
-        joining::no_credential_stands_in_an_object_of_the_parent,
-        streams::a_long_watch_begins,
-        verbs::get_list_and_raw_paths_work,
-        verbs::apply_server_side_apply_patch_and_delete_work,
-        verbs::discovery_and_explain_of_the_child_work,
-        verbs::the_parents_own_discovery_and_explain_know_the_hub,
-        identity::a_parent_administrator_is_an_administrator_in_the_child,
-        identity::two_users_have_two_rights_and_the_childs_rbac_decides,
-        identity::the_child_sees_the_person_and_the_mapped_groups,
-        identity::identity_cannot_be_smuggled_in,
-        identity::unknown_and_forbidden_clusters_answer_alike,
-        identity::other_paths_of_the_group_do_not_exist,
-        streams::logs_follow,
-        streams::exec_carries_stdin_and_the_exit_code_over_spdy,
-        streams::exec_and_port_forward_work_with_kubectls_default_transport,
-        streams::exec_attach_and_port_forward_work_over_websocket,
-        streams::attach_works_over_spdy,
-        streams::cp_works_both_ways,
-        streams::port_forward_works_over_spdy,
-        streams::fifty_megabytes_go_up_and_down_unharmed,
-        harmless::the_parent_stays_well,
-        harmless::the_parent_stays_well_while_a_tunnel_is_saturated,
-        streams::the_long_watch_has_seen_every_event,
-        seats::a_bare_socket_as_old_agents_dial_it_is_refused_and_says_what_to_do,
-        seats::four_hundred_tunnels_take_no_seat_from_others_in_the_parent,
-        faults::a_killed_agent_ends_what_was_open_and_is_back_within_seconds,
-        faults::a_restarted_child_apiserver_is_reached_again_within_seconds,
-        faults::a_stopped_hub_leaves_cleanly_and_agents_come_back,
-        faults::a_killed_hub_ends_what_was_open_and_agents_come_back,
-        faults::an_offline_cluster_is_refused_within_a_second_and_says_since_when,
-        faults::a_silent_link_is_noticed_and_mends,
-        harmless::the_parent_stays_well_while_no_tunnel_is_up,
-        harmless::a_starting_hub_never_answers_404_to_the_parent,
-        harmless::a_killed_hub_delays_the_deletion_of_namespaces_and_nothing_else,
-        harmless::one_of_two_hubs_may_be_killed_and_the_parent_goes_on,
-        joining::a_denied_cluster_is_cut_off_within_seconds,
-        joining::unregistering_works_when_the_child_is_gone,
-        harmless::uninstalling_as_written_leaves_nothing_behind,
-    ];
-    let conclusion = libtest_mimic::run(&arguments, tests);
-    let name = runtime.block_on(async { world.lock().await.scratch().name().to_owned() });
-    drop(world);
-    let remains = tests::scratch::remains(&name);
-    if !remains.is_empty() {
-        say(&format!("!!! left behind: {}", remains.join(", ")));
-        return Ok(std::process::ExitCode::FAILURE);
-    }
-    Ok(conclusion.exit_code())
+fn main() -> anyhow::Result<ExitCode> {
+    tests::suite::run(
+        async |_| Ok(()),
+        |suite| {
+            tests::trials![suite;
+                joining::the_parent_cannot_reach_the_child_directly,
+                joining::wrong_and_expired_invitations_are_refused_with_a_message_that_says_which,
+                joining::a_child_joins_by_one_manifest_and_a_persons_approval,
+                joining::a_used_invitation_is_refused_with_a_message_that_says_so,
+                joining::applying_the_manifest_again_changes_nothing,
+                joining::no_credential_stands_in_an_object_of_the_parent,
+                streams::a_long_watch_begins,
+                verbs::get_list_and_raw_paths_work,
+                verbs::apply_server_side_apply_patch_and_delete_work,
+                verbs::discovery_and_explain_of_the_child_work,
+                verbs::the_parents_own_discovery_and_explain_know_the_hub,
+                identity::a_parent_administrator_is_an_administrator_in_the_child,
+                identity::two_users_have_two_rights_and_the_childs_rbac_decides,
+                identity::the_child_sees_the_person_and_the_mapped_groups,
+                identity::identity_cannot_be_smuggled_in,
+                identity::unknown_and_forbidden_clusters_answer_alike,
+                identity::other_paths_of_the_group_do_not_exist,
+                streams::logs_follow,
+                streams::exec_carries_stdin_and_the_exit_code_over_spdy,
+                streams::exec_and_port_forward_work_with_kubectls_default_transport,
+                streams::exec_attach_and_port_forward_work_over_websocket,
+                streams::attach_works_over_spdy,
+                streams::cp_works_both_ways,
+                streams::port_forward_works_over_spdy,
+                streams::fifty_megabytes_go_up_and_down_unharmed,
+                harmless::the_parent_stays_well,
+                harmless::the_parent_stays_well_while_a_tunnel_is_saturated,
+                streams::the_long_watch_has_seen_every_event,
+                seats::a_bare_socket_as_old_agents_dial_it_is_refused_and_says_what_to_do,
+                seats::four_hundred_tunnels_take_no_seat_from_others_in_the_parent,
+                faults::a_killed_agent_ends_what_was_open_and_is_back_within_seconds,
+                faults::a_restarted_child_apiserver_is_reached_again_within_seconds,
+                faults::a_stopped_hub_leaves_cleanly_and_agents_come_back,
+                faults::a_killed_hub_ends_what_was_open_and_agents_come_back,
+                faults::an_offline_cluster_is_refused_within_a_second_and_says_since_when,
+                faults::a_silent_link_is_noticed_and_mends,
+                harmless::the_parent_stays_well_while_no_tunnel_is_up,
+                harmless::a_starting_hub_never_answers_404_to_the_parent,
+                harmless::a_killed_hub_delays_the_deletion_of_namespaces_and_nothing_else,
+                harmless::one_of_two_hubs_may_be_killed_and_the_parent_goes_on,
+                joining::a_denied_cluster_is_cut_off_within_seconds,
+                joining::unregistering_works_when_the_child_is_gone,
+                harmless::uninstalling_as_written_leaves_nothing_behind,
+            ]
+        },
+    )
 }

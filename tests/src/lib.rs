@@ -15,6 +15,7 @@
 //! - `towline`: our own programs and image
 //! - `front`: one address for several hubs
 //! - `world`: a parent with the hub, a child with the agent
+//! - `suite`: tests that share one world
 //! - `compatibility`: the table of what was tried with which kubectl
 //! - `bench`: what the benchmark is made of
 
@@ -32,6 +33,7 @@ pub mod pki;
 pub mod process;
 pub mod scheduler;
 pub mod scratch;
+pub mod suite;
 pub mod towline;
 pub mod world;
 
