@@ -3,7 +3,7 @@
 //!
 //! Promises: what the hub serves can always be verified with what the APIServices hold, because a new CA is
 //! announced a round before anything signed by it is served, and the old one stays in the bundle while it is
-//! valid, also when somebody deletes the Secret.
+//! valid, also when somebody deletes the Secret, and also when a hub finds that out at its start.
 //! Two replicas that start at once end up with one CA (the Secret's resourceVersion decides; the loser
 //! reads again). The keys are in that Secret and in memory, nowhere else.
 
@@ -43,6 +43,9 @@ const BACKDATE: SignedDuration = SignedDuration::from_hours(1);
 const CHECK_EVERY: Duration = Duration::from_secs(20);
 /// How often the loser of a race reads again before it gives up.
 const RACE_TRIES: usize = 5;
+/// What the aggregators get to learn of a CA when there is nothing that the old one has signed. They watch the
+/// APIServices, so it takes them milliseconds; a start may take this long.
+const SETTLE: Duration = Duration::from_secs(5);
 /// The APIServices that lead to the hub.
 pub const API_SERVICES: [&str; 2] = ["v1alpha1.proxies.clusternet.io", "v1alpha1.access.towline.io"];
 
@@ -123,11 +126,16 @@ pub fn plan(now: Timestamp, existing: Option<&Material>) -> Plan {
     if fits && !due(now, &leaf_facts) { Plan::Keep } else { Plan::NewLeaf }
 }
 
-/// Carries a [`Plan`] out.
+/// Carries a [`Plan`] out. A new CA stands in the bundle before those in `older` that are still valid.
 ///
 /// # Errors
 /// Making keys or signing failed.
-pub fn make(now: Timestamp, existing: Option<&Material>, plan: Plan) -> Result<Material, rcgen::Error> {
+pub fn make(
+    now: Timestamp,
+    existing: Option<&Material>,
+    older: &str,
+    plan: Plan,
+) -> Result<Material, rcgen::Error> {
     let (ca_pem, ca_key, older) = match (plan, existing) {
         (Plan::Keep, Some(existing)) => return Ok(existing.clone()),
         (Plan::NewLeaf, Some(existing)) => {
@@ -137,8 +145,7 @@ pub fn make(now: Timestamp, existing: Option<&Material>, plan: Plan) -> Result<M
         }
         (Plan::NewCa | Plan::Keep | Plan::NewLeaf, _) => {
             let key = KeyPair::generate()?;
-            let older = existing.map(|existing| certificates(&existing.ca_bundle)).unwrap_or_default();
-            (ca_params(now).self_signed(&key)?.pem(), key, older)
+            (ca_params(now).self_signed(&key)?.pem(), key, certificates(older))
         }
     };
     let ca_key_pem = Hidden::from(ca_key.serialize_pem());
@@ -162,10 +169,38 @@ pub async fn start(
     settings: &Settings,
 ) -> Result<(ServingCert, impl Future<Output = ()> + Send + 'static + use<>), CertificateTrouble> {
     tracing::debug!(hub = settings.hub_id, "reading the serving certificate");
-    let material = in_time(load_and_announce(&client, Timestamp::now(), None)).await?;
-    let serving = ServingCert::new(&material.chain, material.key.reveal())?;
-    let served = Served { serving: serving.clone(), current: material, announced: None };
-    Ok((serving, keep_fresh(client, served)))
+    let served = begin(&client, Timestamp::now(), SETTLE).await?;
+    Ok((served.serving.clone(), keep_fresh(client, served)))
+}
+
+/// What a replica serves first: the certificate that was served before, as long as the aggregators may not know the
+/// CA of the new one.
+async fn begin(client: &Client, now: Timestamp, settle: Duration) -> Result<Served, CertificateTrouble> {
+    let (stored, trusted) = in_time(async { Ok((stored(client).await?, announced(client).await?)) }).await?;
+    let material = in_time(load_and_announce(client, now, &trusted)).await?;
+    let stored = stored.filter(|stored| *stored != material && outlives(now, stored, &material));
+    let (current, announced) = match stored {
+        Some(stored) if signer(&stored) != signer(&material) => (stored, Some(material)),
+        _ => (material, None),
+    };
+    let news = signer(&current).is_some_and(|ca| !certificates(&trusted).contains(&ca));
+    if news && !trusted.is_empty() {
+        tokio::time::sleep(settle).await;
+    }
+    let serving = ServingCert::new(&current.chain, current.key.reveal())?;
+    Ok(Served { serving, current, announced })
+}
+
+/// Whether what `old` serves can still be verified by the bundle of `new`.
+fn outlives(now: Timestamp, old: &Material, new: &Material) -> bool {
+    let leaf = certificates(&old.chain).into_iter().next();
+    let Some((leaf, ca)) = leaf.as_ref().and_then(facts).zip(signer(old)) else { return false };
+    let key = KeyPair::from_pem(old.key.reveal()).ok();
+    let issued = facts(&ca).is_some_and(|ca| ca.subject == leaf.issuer);
+    let own = key.is_some_and(|key| key.public_key_raw() == leaf.public_key);
+    let named = names().iter().all(|name| leaf.names.contains(name));
+    let valid = leaf.not_before <= now && now < leaf.not_after;
+    issued && own && named && valid && certificates(&new.ca_bundle).contains(&ca)
 }
 
 async fn in_time<T>(
@@ -195,7 +230,7 @@ async fn keep_fresh(client: Client, mut served: Served) {
 }
 
 async fn refresh(client: &Client, served: &mut Served, now: Timestamp) -> Result<(), CertificateTrouble> {
-    let material = load_and_announce(client, now, Some(&served.current)).await?;
+    let material = load_and_announce(client, now, &served.current.ca_bundle).await?;
     if material == served.current {
         served.announced = None;
         return Ok(());
@@ -223,20 +258,16 @@ fn signer(material: &Material) -> Option<CertificateDer<'static>> {
 async fn load_and_announce(
     client: &Client,
     now: Timestamp,
-    current: Option<&Material>,
+    trusted: &str,
 ) -> Result<Material, CertificateTrouble> {
-    let material = load(client, now, current).await?;
+    let material = load(client, now, trusted).await?;
     announce(client, &material.ca_bundle).await?;
     Ok(material)
 }
 
 /// Reads the Secret and brings it up to date; whoever is second in a race takes what the first one wrote. If there
-/// is none any more, the CAs of `current` stay in the bundle of the new one.
-async fn load(
-    client: &Client,
-    now: Timestamp,
-    current: Option<&Material>,
-) -> Result<Material, CertificateTrouble> {
+/// is none any more, the CAs in `trusted` stay in the bundle of the new one.
+async fn load(client: &Client, now: Timestamp, trusted: &str) -> Result<Material, CertificateTrouble> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     for _ in 0..RACE_TRIES {
         let stored = secrets.get_opt(HUB_TLS_SECRET).await.map_err(CertificateTrouble::Secret)?;
@@ -245,7 +276,8 @@ async fn load(
         if let (Plan::Keep, Some(material)) = (plan, existing.as_ref()) {
             return Ok(material.clone());
         }
-        let material = make(now, existing.as_ref().or(current), plan)?;
+        let older = existing.as_ref().map_or(trusted, |existing| &existing.ca_bundle);
+        let material = make(now, existing.as_ref(), older, plan)?;
         let version = stored.and_then(|secret| secret.metadata.resource_version);
         let wanted = to_secret(&material, version.clone());
         let written = if version.is_some() {
@@ -263,6 +295,22 @@ async fn load(
         }
     }
     Err(CertificateTrouble::Race)
+}
+
+/// What the Secret holds, if that is usable text.
+async fn stored(client: &Client) -> Result<Option<Material>, CertificateTrouble> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let secret = secrets.get_opt(HUB_TLS_SECRET).await.map_err(CertificateTrouble::Secret)?;
+    Ok(secret.as_ref().and_then(from_secret))
+}
+
+/// The bundle that the aggregators have now; other replicas may be serving by it.
+async fn announced(client: &Client) -> Result<String, CertificateTrouble> {
+    let services: Api<APIService> = Api::all(client.clone());
+    let failed = |error| CertificateTrouble::ApiService(API_SERVICES[0], error);
+    let service = services.get_opt(API_SERVICES[0]).await.map_err(failed)?;
+    let held = service.and_then(|service| service.spec).and_then(|spec| spec.ca_bundle);
+    Ok(held.and_then(|held| String::from_utf8(held.0).ok()).unwrap_or_default())
 }
 
 /// Writes the bundle to both APIServices, where it is not there already.
@@ -406,7 +454,7 @@ mod tests {
     }
 
     fn fresh() -> Material {
-        make(day(0), None, Plan::NewCa).unwrap()
+        make(day(0), None, "", Plan::NewCa).unwrap()
     }
 
     #[test]
@@ -433,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_leaf_of_another_ca_is_replaced() {
-        let later = make(day(1), None, Plan::NewCa).unwrap();
+        let later = make(day(1), None, "", Plan::NewCa).unwrap();
         let mixed = Material { chain: later.chain, key: later.key, ..fresh() };
         assert_eq!(plan(day(1), Some(&mixed)), Plan::NewLeaf);
     }
@@ -441,7 +489,7 @@ mod tests {
     #[test]
     fn a_new_leaf_keeps_the_ca() {
         let old = fresh();
-        let new = make(day(61), Some(&old), Plan::NewLeaf).unwrap();
+        let new = make(day(61), Some(&old), &old.ca_bundle, Plan::NewLeaf).unwrap();
         assert_eq!(new.ca_bundle, old.ca_bundle);
         assert_ne!(new.chain, old.chain);
         assert_eq!(plan(day(61), Some(&new)), Plan::Keep);
@@ -450,10 +498,10 @@ mod tests {
     #[test]
     fn the_old_ca_stays_in_the_bundle_while_it_is_valid() {
         let old = fresh();
-        let new = make(day(1300), Some(&old), Plan::NewCa).unwrap();
+        let new = make(day(1300), Some(&old), &old.ca_bundle, Plan::NewCa).unwrap();
         assert_eq!(certificates(&new.ca_bundle).len(), 2);
         assert!(new.ca_bundle.ends_with(&old.ca_bundle));
-        let newest = make(day(2600), Some(&new), Plan::NewCa).unwrap();
+        let newest = make(day(2600), Some(&new), &new.ca_bundle, Plan::NewCa).unwrap();
         assert_eq!(certificates(&newest.ca_bundle).len(), 2, "the first has expired");
         assert_eq!(plan(day(2600), Some(&newest)), Plan::Keep);
     }
@@ -492,12 +540,11 @@ mod tests {
             &serde_json::json!({ "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
                                  "metadata": {}, "spec": { "groupPriorityMinimum": 1, "versionPriority": 1 } }),
         );
-        let current = load_and_announce(&api.client(), day(0), None).await.unwrap();
-        let serving = ServingCert::new(&current.chain, current.key.reveal()).unwrap();
-        (api, Served { serving, current, announced: None })
+        let served = begin(&api.client(), day(0), Duration::ZERO).await.unwrap();
+        (api, served)
     }
 
-    fn announced(api: &FakeApi) -> String {
+    fn told(api: &FakeApi) -> String {
         let service = api.get(SERVICE).unwrap();
         let bundle = service["spec"]["caBundle"].as_str().unwrap().to_owned();
         String::from_utf8(STANDARD.decode(bundle).unwrap()).unwrap()
@@ -508,10 +555,10 @@ mod tests {
         let (api, mut served) = serving().await;
         let old = served.current.clone();
         // Another replica was faster.
-        let new = make(day(1), Some(&old), Plan::NewCa).unwrap();
+        let new = make(day(1), Some(&old), &old.ca_bundle, Plan::NewCa).unwrap();
         api.put(SECRET, &to_secret(&new, None));
         refresh(&api.client(), &mut served, day(1)).await.unwrap();
-        assert_eq!((&served.current, announced(&api)), (&old, new.ca_bundle.clone()));
+        assert_eq!((&served.current, told(&api)), (&old, new.ca_bundle.clone()));
         refresh(&api.client(), &mut served, day(1)).await.unwrap();
         assert_eq!(served.current, new);
     }
@@ -519,12 +566,12 @@ mod tests {
     #[tokio::test]
     async fn a_new_certificate_of_the_same_ca_or_of_one_that_drops_the_old_is_served_at_once() {
         let (api, mut served) = serving().await;
-        let leaf = make(day(61), Some(&served.current), Plan::NewLeaf).unwrap();
+        let leaf = make(day(61), Some(&served.current), &served.current.ca_bundle, Plan::NewLeaf).unwrap();
         api.put(SECRET, &to_secret(&leaf, None));
         refresh(&api.client(), &mut served, day(61)).await.unwrap();
         assert_eq!(served.current, leaf);
         // The old one cannot be verified any more.
-        let stranger = make(day(61), None, Plan::NewCa).unwrap();
+        let stranger = make(day(61), None, "", Plan::NewCa).unwrap();
         api.put(SECRET, &to_secret(&stranger, None));
         refresh(&api.client(), &mut served, day(61)).await.unwrap();
         assert_eq!(served.current, stranger);
@@ -537,10 +584,58 @@ mod tests {
         api.delete(SECRET);
         refresh(&api.client(), &mut served, day(1)).await.unwrap();
         assert_eq!(served.current, old);
-        assert_eq!(certificates(&announced(&api)).len(), 2);
-        assert!(announced(&api).ends_with(&old.ca_bundle));
+        assert_eq!(certificates(&told(&api)).len(), 2);
+        assert!(told(&api).ends_with(&old.ca_bundle));
         refresh(&api.client(), &mut served, day(1)).await.unwrap();
         assert_ne!(served.current, old);
+    }
+
+    #[tokio::test]
+    async fn a_new_ca_that_is_made_at_start_is_announced_before_it_is_served() {
+        let (api, served) = serving().await;
+        // Renewed in time, by a CA that is due.
+        let old = make(day(1200), Some(&served.current), "", Plan::NewLeaf).unwrap();
+        api.put(SECRET, &to_secret(&old, None));
+        assert_eq!(plan(day(1220), Some(&old)), Plan::NewCa);
+        let mut served = begin(&api.client(), day(1220), Duration::ZERO).await.unwrap();
+        assert_eq!(served.current, old);
+        assert_eq!(certificates(&told(&api)).len(), 2);
+        refresh(&api.client(), &mut served, day(1220)).await.unwrap();
+        assert_eq!(signer(&served.current), certificates(&told(&api)).into_iter().next());
+        assert_ne!(served.current, old);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_verified_any_more_is_not_served_at_start() {
+        let (api, served) = serving().await;
+        let garbage = Material { ca_key: fresh().ca_key, ..served.current.clone() };
+        for (what, at, stored) in [
+            ("the leaf is over", day(1220), served.current.clone()),
+            ("another key", day(1220), Material { key: fresh().key, ..served.current.clone() }),
+            ("no leaf", day(1), Material { chain: String::new(), ..garbage }),
+        ] {
+            api.put(SECRET, &to_secret(&stored, None));
+            let client = api.client();
+            let started = begin(&client, at, Duration::ZERO).await.unwrap();
+            assert_ne!(started.current.chain, stored.chain, "{what}");
+            assert!(started.announced.is_none(), "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_without_a_secret_takes_no_ca_away_from_other_replicas() {
+        let (api, mut other) = serving().await;
+        let old = other.current.clone();
+        api.delete(SECRET);
+        let client = api.client();
+        let started = begin(&client, day(1), Duration::ZERO).await.unwrap();
+        assert_ne!(signer(&started.current), signer(&old));
+        assert!(told(&api).ends_with(&old.ca_bundle) && told(&api).len() > old.ca_bundle.len());
+        // The other replica takes its time, as if the CA were its own.
+        refresh(&client, &mut other, day(1)).await.unwrap();
+        assert_eq!(other.current, old);
+        refresh(&client, &mut other, day(1)).await.unwrap();
+        assert_eq!(other.current, started.current);
     }
 
     #[tokio::test]
