@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::audit::{self, Audit};
 use crate::authn::front_proxy;
-use crate::config::Settings;
+use crate::config::{Settings, read_certificates};
 use crate::control::{self, Control};
 use crate::handle::Hub;
 use crate::metrics::Metrics;
@@ -198,14 +198,15 @@ async fn parent(settings: &Settings) -> anyhow::Result<kube::Config> {
     Ok(config)
 }
 
-/// The CA that agents shall believe: the one of the flag, or that of the hub's own connection as it is now. Read
-/// anew each time, since the parent's CA may be replaced while the hub runs.
+/// The CA that agents shall believe: the one in the flag's file, or that of the hub's own connection. Read anew each
+/// time, since the parent's CA may be replaced while the hub runs.
 ///
 /// # Errors
-/// The way to the parent cannot be read any more.
+/// The file, or the way to the parent, cannot be read any more.
 pub(crate) async fn ca_for_agents(settings: &Settings) -> anyhow::Result<String> {
-    if !settings.parent_ca_pem.is_empty() {
-        return Ok(settings.parent_ca_pem.clone());
+    if let Some(path) = &settings.parent_ca_file {
+        return read_certificates(path)
+            .map_err(|why| anyhow::anyhow!("--parent-ca-file {}: {why}", path.display()));
     }
     Ok(ca_pem(&parent(settings).await?))
 }
@@ -267,8 +268,20 @@ mod tests {
             let pem = ca_for_agents(&settings).await.unwrap();
             assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), *ca.cert.der());
         }
-        let fixed = Settings { parent_ca_pem: "the flag's".to_owned(), ..settings };
-        assert_eq!(ca_for_agents(&fixed).await.unwrap(), "the flag's");
+    }
+
+    #[tokio::test]
+    async fn the_flags_ca_is_read_again_for_each_invitation() {
+        let file = Scratch::new("flag");
+        let settings = Settings { parent_ca_file: Some(file.0.clone()), ..Settings::default() };
+        assert!(ca_for_agents(&settings).await.is_err());
+        for name in ["before", "after"] {
+            let ca = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap().cert.pem();
+            std::fs::write(&file.0, &ca).unwrap();
+            assert_eq!(ca_for_agents(&settings).await.unwrap(), ca);
+        }
+        std::fs::write(&file.0, "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        assert!(ca_for_agents(&settings).await.is_err());
     }
 
     #[tokio::test]

@@ -37,7 +37,8 @@ pub struct Config {
     /// Address of the parent's API server for agents inside the company's networks, https only.
     #[arg(long, env = "TOWLINE_INTRANET_URL")]
     intranet_url: Option<String>,
-    /// PEM file with the CA of those addresses; the CA of the hub's own connection if absent.
+    /// PEM file with the CA of those addresses, read again for each invitation; the CA of the hub's own connection if
+    /// absent.
     #[arg(long, env = "TOWLINE_PARENT_CA_FILE")]
     parent_ca_file: Option<PathBuf>,
     /// Image of the agent, as it stands in the manifests of invitations.
@@ -85,8 +86,8 @@ pub struct Settings {
     pub public_url: Option<String>,
     /// Address for agents inside.
     pub intranet_url: Option<String>,
-    /// CA of these addresses; empty until the hub's own connection has told.
-    pub parent_ca_pem: String,
+    /// File with the CA of these addresses, if it is not that of the hub's own connection.
+    pub parent_ca_file: Option<PathBuf>,
     /// Image of the agent.
     pub agent_image: String,
     /// Name of this replica.
@@ -122,7 +123,7 @@ impl Default for Settings {
             kubeconfig: None,
             public_url: None,
             intranet_url: None,
-            parent_ca_pem: String::new(),
+            parent_ca_file: None,
             agent_image: concat!("towline:", env!("CARGO_PKG_VERSION")).to_owned(),
             hub_id: "towline-hub".to_owned(),
             map_service_accounts: false,
@@ -175,7 +176,7 @@ impl Config {
         }
         if let Some(path) = self.parent_ca_file {
             match read_certificates(&path) {
-                Ok(pem) => settings.parent_ca_pem = pem,
+                Ok(_) => settings.parent_ca_file = Some(path),
                 Err(why) => wrong.push(format!("--parent-ca-file {}: {why}", path.display())),
             }
         }
@@ -241,7 +242,7 @@ fn https_address(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-fn read_certificates(path: &std::path::Path) -> Result<String, String> {
+pub(crate) fn read_certificates(path: &std::path::Path) -> Result<String, String> {
     let pem = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     if certificates.map_or(0, |found| found.len()) == 0 {

@@ -23,7 +23,7 @@ async fn world() -> (FakeApi, Join) {
     let api = FakeApi::start().await;
     let settings = Settings {
         public_url: Some("https://parent".to_owned()),
-        parent_ca_pem: "the parent's".to_owned(),
+        parent_ca_file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/src/generate/testdata/ca.pem").into()),
         ..Settings::default()
     };
     let catalog = Arc::new(Catalog::default());
