@@ -231,7 +231,7 @@ async fn within<T>(
 }
 
 /// The answer as it may go into the tunnel.
-fn relayed(mut answer: Response<Body>) -> Result<Response<Body>, UpstreamError> {
+pub(crate) fn relayed(mut answer: Response<Body>) -> Result<Response<Body>, UpstreamError> {
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(UpstreamError::Answer("it switched protocols without being asked"));
     }
@@ -277,5 +277,7 @@ fn length_of(uri: &Uri) -> Length {
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod rotation;
 #[cfg(test)]
 mod tests;

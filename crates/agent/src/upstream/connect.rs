@@ -1,5 +1,6 @@
 //! One TLS connection to the child's kube-apiserver. The CA file is read for each of them (they are few), so
-//! that a rotated CA is used from the next connection on. Verification is never off.
+//! that a rotated CA is used from the next connection on; while there is no usable one, the last that was is. Verification
+//! is never off.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -124,14 +125,22 @@ impl Connector {
     async fn trusted(&self) -> Result<Arc<Trusted>, ConnectError> {
         let known = self.trusted.load_full();
         let ca_error = |why: String| ConnectError::Ca { path: self.ca_file.display().to_string(), why };
-        let pem = match (tokio::fs::read(&self.ca_file).await, known) {
-            (Ok(pem), Some(known)) if pem == known.pem => return Ok(known),
-            (Ok(pem), _) => pem,
-            // The kubelet swaps the file; for an instant it may be gone.
-            (Err(_), Some(known)) => return Ok(known),
-            (Err(error), None) => return Err(ca_error(error.to_string())),
+        let read = match tokio::fs::read(&self.ca_file).await {
+            Ok(pem) if known.as_ref().is_some_and(|known| pem == known.pem) => Ok(None),
+            Ok(pem) => roots(&pem).map(|roots| Some((pem, roots))),
+            Err(error) => Err(error.to_string()),
         };
-        let roots = roots(&pem).map_err(ca_error)?;
+        let (pem, roots) = match (read, known) {
+            (Ok(Some(new)), _) => new,
+            (Ok(None), Some(known)) => return Ok(known),
+            // Whoever swaps the file may do it in two steps. What was good last is no less good for that.
+            (Err(why), Some(known)) => {
+                tracing::warn!(path = %self.ca_file.display(), why, "the CA file cannot be used; the CA of before is");
+                return Ok(known);
+            }
+            (Err(why), None) => return Err(ca_error(why)),
+            (Ok(None), None) => return Err(ca_error("empty".to_owned())),
+        };
         let config = |alpn: &[&[u8]]| {
             let mut config =
                 ClientConfig::builder().with_root_certificates(roots.clone()).with_no_client_auth();

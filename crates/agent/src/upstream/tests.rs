@@ -15,7 +15,7 @@ use crate::impersonate::{Inbound, plain, upgrade as upgrade_request};
 use crate::serve::full;
 use crate::testing::{Pki, Scratch, Server, secret, text};
 
-fn request(path: &str) -> Impersonated {
+pub(super) fn request(path: &str) -> Impersonated {
     let who = Identity::of("alice", &["dev"]).unwrap();
     let uri: Uri = path.parse().unwrap();
     let inbound = Inbound { method: &http::Method::GET, uri: &uri, headers: &HeaderMap::new() };
@@ -34,7 +34,7 @@ fn upstream(server: &Server) -> Arc<Upstream> {
     Arc::new(Upstream::new(&server.address(), server.ca_file()).unwrap())
 }
 
-async fn body(answer: Response<Body>) -> String {
+pub(super) async fn body(answer: Response<Body>) -> String {
     String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
