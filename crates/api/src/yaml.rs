@@ -8,6 +8,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+/// Longest key that needs no mark of its own (YAML 1.2 section 7.4.2).
+const LONGEST_KEY: usize = 1024;
+
 /// One document, without `---`, ending in a newline.
 pub fn document(value: &Value) -> String {
     let mut out = String::new();
@@ -33,7 +36,13 @@ fn block(out: &mut String, value: &Value, indent: usize) {
             if position > 0 || !out.ends_with("- ") {
                 pad(out, indent);
             }
+            let begin = out.len();
             string(out, key);
+            if out.len() - begin > LONGEST_KEY {
+                out.insert_str(begin, "? ");
+                out.push('\n');
+                pad(out, indent);
+            }
             out.push(':');
             nested(out, value, indent);
         }
@@ -89,7 +98,11 @@ fn scalar(out: &mut String, value: &Value) {
                 if position > 0 {
                     out.push_str(", ");
                 }
+                let begin = out.len();
                 quoted(out, key);
+                if out.len() - begin > LONGEST_KEY {
+                    out.insert_str(begin, "? ");
+                }
                 out.push_str(": ");
                 scalar(out, item);
             }
@@ -191,6 +204,23 @@ mod tests {
         fn a_comment_stays_one_line_of_ascii(text in ".{0,40}") {
             let comment = comment(&text);
             prop_assert!(comment.is_ascii() && comment.lines().count() == 1);
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_too_long_for_one_line_is_marked_as_a_key() {
+        for length in [1000, 1022, 1023, 1024, 1025, 4000] {
+            for key in ["k".repeat(length), "é".repeat(length)] {
+                for value in [
+                    json!(1),
+                    json!({ "a": [{ &key: { "b": 1 } }] }),
+                    json!([[{ &key: 1, "c": [] }]]),
+                    json!(["x"]),
+                ] {
+                    let value = json!({ "a": 1, &key: value, "z": 2 });
+                    assert_eq!(read(&document(&value)), value, "{length}");
+                }
+            }
         }
     }
 
