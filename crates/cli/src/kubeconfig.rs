@@ -92,7 +92,12 @@ pub(crate) fn selected(
 }
 
 /// The new kubeconfig: one cluster, one user, one context, all called `name`.
-fn derived(source: &Source, global: &Global, name: &str, id: &ClusterId) -> Result<Value, Failure> {
+pub(crate) fn derived(
+    source: &Source,
+    global: &Global,
+    name: &str,
+    id: &ClusterId,
+) -> Result<Value, Failure> {
     config::check_impersonation(global)?;
     let (context, mut cluster, mut user) = selected(source, global.context.as_deref())?;
     let server = cluster.server.clone().unwrap_or_default();
@@ -134,12 +139,12 @@ fn value(part: &impl Serialize) -> Result<Value, Failure> {
         .map_err(|error| Failure::new(Exit::Error, format!("could not write the kubeconfig: {error}")))
 }
 
-fn text(name: &str, kubeconfig: &Value) -> String {
-    format!(
-        "# Cluster {name} through the hub in the parent, with your own credential of the parent.\n\
-         # A tool that drops the path of the server address would reach the parent instead.\n{}",
-        yaml::document(kubeconfig)
-    )
+pub(crate) fn text(name: &str, kubeconfig: &Value) -> String {
+    // The name is the parent's to choose: it must not end its line.
+    let head =
+        format!("Cluster {name} through the hub in the parent, with your own credential of the parent.");
+    let warning = "A tool that drops the path of the server address would reach the parent instead.";
+    yaml::comment(&head) + &yaml::comment(warning) + &yaml::document(kubeconfig)
 }
 
 #[cfg(test)]
@@ -286,6 +291,16 @@ mod tests {
         assert_eq!(made["users"][0]["user"]["client-certificate"], *file("c.pem"));
         assert_eq!(made["users"][0]["user"]["client-key"], "/abs/k.pem");
         assert_eq!(made["users"][0]["user"]["exec"]["command"], *file("./helper"));
+    }
+
+    #[test]
+    fn no_name_of_a_cluster_ends_the_comment_above_it() {
+        let made = derive(&source(r#"{"server":"https://parent:6443"}"#, "{}"), &Global::default()).unwrap();
+        for name in ["a\rkind: Pod", "a\nkind: Pod", "a\u{2028}b", "a\u{85}b"] {
+            let text = text(name, &made);
+            assert_eq!(text.lines().filter(|line| line.starts_with('#')).count(), 2, "{name:?}");
+            assert!(text.is_ascii() && !text.contains('\r') && !text.contains("\nkind: Pod"), "{name:?}");
+        }
     }
 
     #[test]
