@@ -267,6 +267,11 @@ impl World {
         &self.parent
     }
 
+    /// The parent, to stop and start parts of it.
+    pub fn parent_mut(&mut self) -> (&mut Parent, &Scratch) {
+        (&mut self.parent, &self.scratch)
+    }
+
     /// The child.
     pub fn child(&self) -> &Child {
         &self.child
@@ -497,7 +502,8 @@ async fn hub_kubeconfig(scratch: &Scratch, parent: &Parent) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn base64(text: &str) -> String {
+/// A text as base64, as it stands in a Secret.
+pub fn base64(text: &str) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(text)
 }

@@ -3,6 +3,7 @@
 //! run one after the other, and those that break things come last.
 
 mod credential;
+mod rotation;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +25,11 @@ fn main() -> anyhow::Result<ExitCode> {
         |suite| {
             tests::trials![suite;
                 credential::an_agents_credential_opens_its_own_tunnel_and_nothing_else,
+                rotation::a_new_serving_certificate_of_the_hub_fails_no_request,
+                rotation::a_new_ca_of_the_hub_fails_no_request_also_if_another_replica_made_it,
+                rotation::an_agents_credential_is_renewed_in_its_tunnel_and_nobody_notices,
+                rotation::a_revoked_impersonator_is_replaced_within_seconds,
+                rotation::a_new_front_proxy_ca_overlaps_and_the_old_one_is_cut_off,
             ]
         },
     )
