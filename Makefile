@@ -25,13 +25,18 @@ test: prerequisites kubernetes test-fast image ## everything, on a real Kubernet
 	$(STATIC_DIR)/bench --smoke
 
 .PHONY: test-fast
-test-fast: ## unit, property and in-process tests; no Kubernetes
+test-fast: ## unit, property and in-process tests, and the fuzz corpora; no Kubernetes
 	cargo test --locked --workspace --exclude tests
 	cargo test --locked -p tests --lib
 
 .PHONY: test-clients
 test-clients: prerequisites kubernetes image ## kubectl 1.20 to 1.37 through hub and tunnel; the table goes to target/compatibility.md
 	cargo test --locked -p tests --test clients
+
+T := 60
+.PHONY: fuzz
+fuzz: prerequisites ## fuzz each target for T seconds (T=60, TARGETS="path yaml"); see docs/fuzzing.md
+	hack/fuzz.sh $(T) $(TARGETS)
 
 .PHONY: lint
 lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax

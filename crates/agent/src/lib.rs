@@ -16,6 +16,8 @@ pub mod app;
 pub mod config;
 pub mod credentials;
 pub mod dial;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod impersonate;
 pub mod key;
 pub mod limits;

@@ -169,7 +169,7 @@ impl fmt::Debug for Service {
 }
 
 /// Who asks, from the one header that says so.
-fn identity(headers: &HeaderMap) -> Result<Identity, Status> {
+pub(crate) fn identity(headers: &HeaderMap) -> Result<Identity, Status> {
     let bad = |why: String| {
         Status::new(
             StatusCode::BAD_REQUEST,

@@ -10,6 +10,8 @@
 pub mod args;
 pub mod config;
 pub mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod session;
 
 mod approve;

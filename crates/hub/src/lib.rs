@@ -18,6 +18,8 @@ pub mod certificates;
 pub mod config;
 pub mod control;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod generate;
 pub mod grant;
 pub mod handle;

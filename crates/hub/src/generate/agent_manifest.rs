@@ -137,7 +137,7 @@ fn rfc3339(at: Timestamp) -> String {
 }
 
 /// In the order in which one `kubectl apply` needs them.
-fn objects(values: &AgentManifest, url: &str, ca: &str) -> Vec<Value> {
+pub(crate) fn objects(values: &AgentManifest, url: &str, ca: &str) -> Vec<Value> {
     let mut objects = vec![
         json!({
             "apiVersion": "v1", "kind": "Namespace",

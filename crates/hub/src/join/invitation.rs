@@ -26,6 +26,7 @@ use serde_json::Value;
 use super::stored::{SECRET_TYPE, Stored, secret_name};
 use super::{Join, answer, hex, in_time, invalid, parent_trouble, parse, sha256_hex};
 use crate::app::ca_for_agents;
+use crate::config::Settings;
 use crate::generate::agent_manifest::{AgentManifest, generate};
 use crate::refusal::Refusal;
 
@@ -56,11 +57,7 @@ impl Join {
         let question = parse::<ClusterInvitationSpec>(INVITATION_KIND, body)?;
         let spec = question.spec;
         let now = Timestamp::now();
-        let ttl = checked_ttl(spec.ttl_seconds, self.settings.max_invitation_ttl)?;
-        check_labels(&spec.cluster_labels)?;
-        check_groups(&spec.groups)?;
-        let image = spec.image.as_deref().unwrap_or(&self.settings.agent_image);
-        check_image(image)?;
+        let (ttl, image) = check(&spec, &self.settings)?;
         let parent_url = self.address(spec.address)?;
         let parent_ca_pem = ca_for_agents(&self.settings).await.map_err(|error| {
             tracing::warn!(error = %format!("{error:#}"), "the parent's CA cannot be read");
@@ -209,6 +206,19 @@ fn random<const N: usize>() -> Result<[u8; N], Refusal> {
         )
     })?;
     Ok(bytes)
+}
+
+/// Refuses what may not stand in an invitation. Gives how long it lives, and the agent's image.
+pub(crate) fn check<'a>(
+    spec: &'a ClusterInvitationSpec,
+    settings: &'a Settings,
+) -> Result<(Duration, &'a str), Refusal> {
+    let ttl = checked_ttl(spec.ttl_seconds, settings.max_invitation_ttl)?;
+    check_labels(&spec.cluster_labels)?;
+    check_groups(&spec.groups)?;
+    let image = spec.image.as_deref().unwrap_or(&settings.agent_image);
+    check_image(image)?;
+    Ok((ttl, image))
 }
 
 fn checked_ttl(asked: Option<u64>, max: Duration) -> Result<Duration, Refusal> {

@@ -75,10 +75,10 @@ const P256_LENGTH: usize = P256_PREFIX.len() + 64;
 
 /// A question whose proof was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Applicant {
-    invitation: String,
-    cluster: ClusterId,
-    fingerprint: String,
+pub(crate) struct Applicant {
+    pub(crate) invitation: String,
+    pub(crate) cluster: ClusterId,
+    pub(crate) fingerprint: String,
 }
 
 /// What an invitation says to an applicant.
@@ -316,7 +316,7 @@ fn busy() -> Refusal {
 }
 
 /// Who applies, once the signature shows that it holds the key.
-fn check_proof(spec: &ClusterRegistrationSpec) -> Result<Applicant, Refusal> {
+pub(crate) fn check_proof(spec: &ClusterRegistrationSpec) -> Result<Applicant, Refusal> {
     let cluster: ClusterId =
         spec.cluster_id.parse().map_err(|error| Refusal::BadRequest(format!("spec.clusterId: {error}")))?;
     if !is_id(&spec.invitation) {
