@@ -142,6 +142,7 @@ pub(crate) fn to_child(data: &[u8]) {
             || (upgrade.is_some() && OF_UPGRADES.contains(&name.as_str()));
         assert!(known, "{name} went into the tunnel");
     }
+    no_token(&outbound);
 
     let seen = agent::fuzzing::identity(&outbound).expect("the agent reads what the hub wrote");
     assert_eq!(seen, child);
@@ -214,16 +215,21 @@ fn check_impersonated(request: &Request<()>, who: &Identity, upgrade: Option<Upg
         assert!(known, "{name} went to the child");
     }
     assert_eq!(extras, who.extra().values().filter(|values| !values.is_empty()).count());
-    for protocols in values(sent, "sec-websocket-protocol") {
-        let text = String::from_utf8_lossy(protocols).to_ascii_lowercase();
-        let token = |name: &str| name.trim().starts_with("base64url.bearer.authorization.k8s.io.");
-        assert!(!text.split(',').any(token), "a token went along: {text}");
-    }
+    no_token(sent);
     if let Some(protocol) = upgrade {
         assert_eq!(values(sent, "connection"), [b"Upgrade"]);
         assert_eq!(values(sent, "upgrade"), [protocol.as_upgrade_header().as_bytes()]);
     }
     assert_eq!(request.uri(), TARGET);
+}
+
+/// A token among the protocols is the caller's for the parent, and nobody else's.
+fn no_token(sent: &HeaderMap) {
+    for protocols in values(sent, "sec-websocket-protocol") {
+        let text = String::from_utf8_lossy(protocols).to_ascii_lowercase();
+        let token = |name: &str| name.trim().starts_with("base64url.bearer.authorization.k8s.io.");
+        assert!(!text.split(',').any(token), "a token went along: {text}");
+    }
 }
 
 /// A status, then headers: as a child's answer through agent and hub, and as an agent's straight to the hub.
