@@ -1,20 +1,22 @@
 //! The agent's own requests to the child, as one of its two accounts: `clusternet-agent` for its state, and
 //! `clusternet-app-deployer` to ask what it may impersonate. Never on behalf of a person: nothing that came
-//! out of a tunnel becomes a part of them.
+//! out of a tunnel becomes a part of them. [`Account::post_as`] asks as somebody who does not exist.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use api::identity::Identity;
 use api::secret::Secret;
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::{Method, Request, StatusCode};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 use tunnel_proto::Body;
 
+use crate::impersonate::{self, Inbound};
 use crate::limits::{OWN_ANSWER, OWN_TIMEOUT};
 use crate::upstream::body::bounded;
 use crate::upstream::{Upstream, UpstreamError};
@@ -124,6 +126,33 @@ impl Account {
         self.json(Method::POST, path, Some(body)).await
     }
 
+    /// POST as a person, as JSON: what the child says to that person, not to this account.
+    ///
+    /// # Errors
+    /// No or another answer.
+    pub(crate) async fn post_as<T: DeserializeOwned>(
+        &self,
+        who: &Identity,
+        path: &str,
+        body: &Value,
+    ) -> Result<T, AskError> {
+        let asked = async {
+            let token = self.token().await?;
+            let json = HeaderValue::from_static("application/json");
+            let headers =
+                HeaderMap::from_iter([(header::ACCEPT, json.clone()), (header::CONTENT_TYPE, json)]);
+            let uri = path.parse().map_err(|error| unusable(path, error))?;
+            let inbound = Inbound { method: &Method::POST, uri: &uri, headers: &headers };
+            let request = impersonate::plain(who, &token, inbound, whole(body.to_string().into()))
+                .map_err(|error| unusable(path, error))?;
+            answered(path, self.upstream.forward(request).await?).await
+        };
+        let answer = timeout(OWN_TIMEOUT, asked)
+            .await
+            .unwrap_or_else(|_| Err(AskError::Slow { path: path.to_owned() }))?;
+        serde_json::from_slice(&answer).map_err(|error| unusable(path, error))
+    }
+
     /// PUT, as JSON.
     ///
     /// # Errors
@@ -162,22 +191,29 @@ impl Account {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Bytes, AskError> {
-        let token = match &self.bearer {
-            Bearer::Token(token) => token.clone(),
+        let token = self.token().await?;
+        let request = own(method, path, &token, body).map_err(|why| unusable(path, why))?;
+        answered(path, self.upstream.own(request).await?).await
+    }
+
+    async fn token(&self) -> Result<Secret, AskError> {
+        match &self.bearer {
+            Bearer::Token(token) => Ok(token.clone()),
             Bearer::File(path) => {
                 let error = |error| AskError::Token { path: path.display().to_string(), error };
-                Secret::from(tokio::fs::read_to_string(path).await.map_err(error)?)
+                Ok(Secret::from(tokio::fs::read_to_string(path).await.map_err(error)?))
             }
-        };
-        let request = own(method, path, &token, body).map_err(|why| unusable(path, why))?;
-        let answer = self.upstream.own(request).await?;
-        let code = answer.status();
-        let body = bounded(answer.into_body(), OWN_ANSWER).await.map_err(|error| unusable(path, error))?;
-        if code.is_success() {
-            return Ok(body);
         }
-        Err(AskError::Status { path: path.to_owned(), code, message: message_of(&body) })
     }
+}
+
+async fn answered(path: &str, answer: Response<Body>) -> Result<Bytes, AskError> {
+    let code = answer.status();
+    let body = bounded(answer.into_body(), OWN_ANSWER).await.map_err(|error| unusable(path, error))?;
+    if code.is_success() {
+        return Ok(body);
+    }
+    Err(AskError::Status { path: path.to_owned(), code, message: message_of(&body) })
 }
 
 fn own(method: Method, path: &str, token: &Secret, body: Option<&Value>) -> Result<OwnRequest, http::Error> {
@@ -196,8 +232,11 @@ fn own(method: Method, path: &str, token: &Secret, body: Option<&Value>) -> Resu
         }
         None => Bytes::new(),
     };
-    let body = Body::new(Full::new(bytes).map_err(|never| match never {}));
-    request.body(body).map(OwnRequest)
+    request.body(whole(bytes)).map(OwnRequest)
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Body::new(Full::new(bytes).map_err(|never| match never {}))
 }
 
 fn unusable(path: &str, why: impl ToString) -> AskError {

@@ -58,8 +58,6 @@ const BEARER_SUBPROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
-const IMPERSONATE_EXTRA: &str = "impersonate-extra-";
 
 /// A request to the child as a person. Its URI is a path; the address is the upstream's to add.
 #[derive(Debug)]
@@ -79,7 +77,7 @@ pub enum ImpersonateError {
     #[error(transparent)]
     Reserved(#[from] MappingRefusal),
     /// HTTP/1.1 cuts spaces at both ends of a value, which would make it another person.
-    #[error("a user, group or uid begins or ends with a space")]
+    #[error("a user or group begins or ends with a space")]
     Blank,
     /// What cannot stand in a header.
     #[error("the identity cannot be written as headers")]
@@ -162,7 +160,7 @@ fn build(
     bearer.set_sensitive(true);
     headers.insert(header::AUTHORIZATION, bearer);
 
-    for name in who.uid().into_iter().chain([who.user()]).chain(who.groups().iter().map(String::as_str)) {
+    for name in [who.user()].into_iter().chain(who.groups().iter().map(String::as_str)) {
         if name.trim_matches([' ', '\t']) != name {
             return Err(ImpersonateError::Blank);
         }
@@ -171,16 +169,7 @@ fn build(
     for group in who.groups() {
         append(&mut headers, IMPERSONATE_GROUP, group.as_bytes())?;
     }
-    if let Some(uid) = who.uid() {
-        append(&mut headers, IMPERSONATE_UID, uid.as_bytes())?;
-    }
-    for (key, values) in who.extra() {
-        let name = format!("{IMPERSONATE_EXTRA}{}", escape_extra_key(key));
-        let name = HeaderName::try_from(name).map_err(|_| ImpersonateError::Unwritable)?;
-        for value in values {
-            append(&mut headers, name.clone(), value.as_bytes())?;
-        }
-    }
+    // No uid and no extra: `refuse_in_child` has refused an identity that brings one.
 
     let path = inbound.uri.path_and_query().filter(|path| path.as_str().starts_with('/'));
     let mut request = Request::new(body);
@@ -210,23 +199,6 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) -> Result<(),
     let value = HeaderValue::from_bytes(value).map_err(|_| ImpersonateError::Unwritable)?;
     headers.try_append(name, value).map_err(|_| ImpersonateError::Unwritable)?;
     Ok(())
-}
-
-/// kube-apiserver lower-cases the header name and then unescapes it, so every byte that would change on that
-/// way, upper-case letters included, is percent-encoded.
-fn escape_extra_key(key: &str) -> String {
-    use std::fmt::Write as _;
-
-    let mut escaped = String::with_capacity(key.len());
-    for byte in key.bytes() {
-        let plain = byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._~!#$&'*+^`|".contains(&byte);
-        if plain {
-            escaped.push(char::from(byte));
-        } else {
-            let _ = write!(escaped, "%{byte:02x}");
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -309,10 +281,8 @@ mod tests {
                     prop_assert_eq!(values(sent, "impersonate-user"), vec![who.user().to_owned()]);
                     prop_assert_eq!(values(sent, "impersonate-group"), who.groups().to_vec());
                     prop_assert_eq!(values(sent, "authorization"), vec![format!("Bearer {TOKEN}")]);
-                    let extras = sent.keys().filter(|name| name.as_str().starts_with("impersonate-extra-")).count();
-                    prop_assert_eq!(extras, who.extra().len());
                     for name in sent.keys() {
-                        let ours = name.as_str().starts_with("impersonate-")
+                        let ours = [IMPERSONATE_USER, IMPERSONATE_GROUP].contains(name)
                             || ALLOWED.contains(name)
                             || *name == header::AUTHORIZATION;
                         let of_upgrade = ALLOWED_IN_UPGRADE.contains(name)
@@ -325,27 +295,6 @@ mod tests {
                 Err(ImpersonateError::Blank) => {}
                 Err(other) => prop_assert!(false, "{other}"),
             }
-        }
-
-        #[test]
-        fn an_extra_key_survives_what_kube_apiserver_does_to_it(key in "\\PC{1,20}") {
-            let escaped = escape_extra_key(&key);
-            let name = format!("impersonate-extra-{escaped}");
-            prop_assert!(HeaderName::try_from(name).is_ok());
-            let mut bytes = Vec::new();
-            let lower = escaped.to_ascii_lowercase();
-            let mut rest = lower.as_bytes();
-            while let [first, after @ ..] = rest {
-                if *first == b'%' {
-                    let hex = std::str::from_utf8(&after[..2]).unwrap();
-                    bytes.push(u8::from_str_radix(hex, 16).unwrap());
-                    rest = &after[2..];
-                } else {
-                    bytes.push(*first);
-                    rest = after;
-                }
-            }
-            prop_assert_eq!(bytes, key.into_bytes());
         }
     }
 
@@ -387,12 +336,15 @@ mod tests {
     }
 
     #[test]
-    fn extras_and_uid_are_written_in_kubernetes_form() {
-        let extra = BTreeMap::from([("Example.com/Scope".to_owned(), vec!["a".to_owned(), "b".to_owned()])]);
-        let who = Identity::new("alice".to_owned(), Some("7".to_owned()), vec![], extra).unwrap();
-        let request = built(&who, &HeaderMap::new(), false).unwrap();
-        assert_eq!(values(request.headers(), "impersonate-uid"), ["7"]);
-        assert_eq!(values(request.headers(), "impersonate-extra-%45xample.com%2f%53cope"), ["a", "b"]);
+    fn a_uid_or_an_extra_field_reaches_no_child() {
+        let extra = BTreeMap::from([("example.com/scope".to_owned(), vec!["a".to_owned()])]);
+        for (uid, extra) in [(Some("7".to_owned()), BTreeMap::new()), (None, extra)] {
+            let who = Identity::new("alice".to_owned(), uid, vec![], extra).unwrap();
+            for upgrading in [false, true] {
+                let refused = built(&who, &HeaderMap::new(), upgrading);
+                assert!(matches!(refused, Err(ImpersonateError::Reserved(_))));
+            }
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::secret::Secret;
 use bytes::Bytes;
@@ -176,27 +176,101 @@ impl Seen {
     }
 }
 
-/// A child: answers what the agent itself asks, records people's requests, echoes upgrades.
-#[derive(Clone, Default)]
+/// Rights as RBAC writes them: rules of a ClusterRole, or with a `namespace` of a Role there.
+pub(crate) type Rules = Vec<Value>;
+
+/// Whether these rules allow it (kube-apiserver `plugin/pkg/auth/authorizer/rbac/rbac.go`).
+pub(crate) fn rbac(rules: &Rules, asked: &Value) -> bool {
+    let text = |name: &str| asked[name].as_str().unwrap_or_default();
+    let listed = |rule: &Value, field: &str, wanted: &str| {
+        rule[field].as_array().is_some_and(|all| all.iter().any(|one| one == "*" || one == wanted))
+    };
+    let resource = match text("subresource") {
+        "" => text("resource").to_owned(),
+        subresource => format!("{}/{subresource}", text("resource")),
+    };
+    rules.iter().any(|rule| {
+        let names = rule["resourceNames"].as_array();
+        let here = rule["namespace"].as_str().is_none_or(|namespace| namespace == text("namespace"));
+        let what = match asked["path"].as_str() {
+            Some(path) => listed(rule, "nonResourceURLs", path),
+            None => {
+                listed(rule, "apiGroups", text("group"))
+                    && listed(rule, "resources", &resource)
+                    && names.is_none_or(|names| names.iter().any(|name| name == text("name")))
+            }
+        };
+        here && what && listed(rule, "verbs", text("verb"))
+    })
+}
+
+/// A child: answers what the agent itself asks, records people's requests, echoes upgrades. It lets the agent's
+/// account impersonate as kube-apiserver does (apiserver `pkg/endpoints/filters/impersonation/mode.go`).
+#[derive(Clone)]
 pub(crate) struct Child {
-    /// People's requests (those with an impersonated user).
+    /// People's requests (those with an impersonated user) that were admitted.
     pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
-    /// Names of groups that may be impersonated.
-    pub(crate) groups: Arc<Mutex<BTreeSet<String>>>,
+    /// The agent's own requests, as `METHOD path`.
+    pub(crate) own: Arc<Mutex<Vec<String>>>,
+    /// Frames of trailers that arrived behind bodies.
+    pub(crate) trailers: Arc<AtomicUsize>,
+    /// What `clusternet-app-deployer` may.
+    pub(crate) impersonator: Arc<Mutex<Rules>>,
+    /// What `clusternet-agent` may, beyond what this child answers anyway.
+    pub(crate) agent: Arc<Mutex<Rules>>,
+    /// Whether it knows KEP-5284, as 1.36 does by default.
+    pub(crate) constrained: Arc<AtomicBool>,
+    /// Odd behaviour by name: see the tests that set it.
+    pub(crate) odd: Arc<Mutex<BTreeSet<&'static str>>>,
+    /// Tokens of `clusternet-agent` that are good now.
+    pub(crate) agent_tokens: Arc<Mutex<BTreeSet<String>>>,
+    /// Tokens of `clusternet-app-deployer` that are good now; the last is the one that is given out.
+    pub(crate) tokens: Arc<Mutex<Vec<String>>>,
     /// The Secret parent-cluster.
     pub(crate) stored: Arc<Mutex<Value>>,
+    /// Requests to `/hold` wait for it.
+    pub(crate) release: Arc<tokio::sync::Semaphore>,
     tasks: Arc<Tasks>,
 }
 
 pub(crate) const CLUSTER: &str = "6f0a1b1e-0000-4000-8000-000000000000";
+const DEPLOYER: &str = "system:serviceaccount:clusternet-system:clusternet-app-deployer";
 
 impl Child {
+    /// One that was given agent.yaml with these groups.
     pub(crate) fn new(groups: &[&str]) -> Self {
-        let child = Self::default();
-        *child.groups.lock().unwrap() = groups.iter().map(|&group| group.to_owned()).collect();
-        *child.stored.lock().unwrap() =
+        let mut rules = vec![json!({ "apiGroups": [""], "resources": ["users"], "verbs": ["impersonate"] })];
+        if !groups.is_empty() {
+            rules.push(json!({ "apiGroups": [""], "resources": ["groups"], "verbs": ["impersonate"], "resourceNames": groups }));
+        }
+        Self::with_rules(rules)
+    }
+
+    pub(crate) fn with_rules(impersonator: Rules) -> Self {
+        let stored =
             json!({ "kind": "Secret", "metadata": { "name": "parent-cluster", "resourceVersion": "1" } });
-        child
+        Self {
+            seen: Arc::default(),
+            own: Arc::default(),
+            trailers: Arc::default(),
+            impersonator: Arc::new(Mutex::new(impersonator)),
+            agent: Arc::default(),
+            constrained: Arc::new(AtomicBool::new(true)),
+            odd: Arc::default(),
+            agent_tokens: Arc::new(Mutex::new(BTreeSet::from(["agent-token".to_owned()]))),
+            tokens: Arc::new(Mutex::new(vec!["deployer-token".to_owned()])),
+            stored: Arc::new(Mutex::new(stored)),
+            release: Arc::new(tokio::sync::Semaphore::new(0)),
+            tasks: Arc::default(),
+        }
+    }
+
+    pub(crate) fn odd(&self, what: &'static str) {
+        self.odd.lock().unwrap().insert(what);
+    }
+
+    fn is_odd(&self, what: &str) -> bool {
+        self.odd.lock().unwrap().contains(what)
     }
 
     pub(crate) async fn serve(&self) -> Server {
@@ -210,23 +284,62 @@ impl Child {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (mut head, body) = request.into_parts();
+        // As a proxy between agent and API server that knows no impersonation.
+        if self.is_odd("headers are lost") {
+            let lost: Vec<_> = head
+                .headers
+                .keys()
+                .filter(|name| name.as_str().starts_with("impersonate"))
+                .cloned()
+                .collect();
+            for name in lost {
+                head.headers.remove(name);
+            }
+        }
         let seen = Seen { method: head.method.clone(), uri: head.uri.clone(), headers: head.headers.clone() };
+        let bearer = seen.all("authorization").concat();
+        let token = bearer.strip_prefix("Bearer ").unwrap_or_default();
+        let as_deployer = self.tokens.lock().unwrap().iter().any(|good| good == token);
+        let as_agent = self.agent_tokens.lock().unwrap().contains(token);
+        if as_deployer == as_agent {
+            return text(401, json!({ "kind": "Status", "message": "Unauthorized" }).to_string());
+        }
         if head.headers.contains_key("impersonate-user") {
-            assert_eq!(seen.all("authorization"), ["Bearer deployer-token"]);
+            assert!(as_deployer, "people are impersonated by the account that can do nothing else");
+            if let Err(refused) = self.may_impersonate(&seen) {
+                return text(403, json!({ "kind": "Status", "message": refused }).to_string());
+            }
+            if let Some(answer) = self.review_of(&head.uri, &seen, seen.all("impersonate-user")[0]) {
+                return answer;
+            }
+            // The agent's own probe: that user holds no right here.
+            if seen.all("impersonate-user") == [crate::permissions::proof::NOBODY] {
+                assert!(head.uri.path().ends_with("/selfsubjectaccessreviews"));
+                return text(201, json!({ "status": { "allowed": false } }).to_string());
+            }
             self.seen.lock().unwrap().push(seen);
             if head.headers.contains_key(header::UPGRADE) {
                 return self.upgraded(&mut head);
             }
-            return person(&head.uri, body).await;
+            return self.person(&head.uri, body).await;
+        }
+        let path = head.uri.path().to_owned();
+        self.own.lock().unwrap().push(format!("{} {path}", head.method));
+        if let Some(answer) = self.review_of(&head.uri, &seen, DEPLOYER) {
+            return answer;
         }
         let body = body.collect().await.unwrap().to_bytes();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let path = head.uri.path().to_owned();
         if path.ends_with("/selfsubjectaccessreviews") {
-            assert_eq!(seen.all("authorization"), ["Bearer deployer-token"]);
-            return self.review(&body);
+            return self.access(&body, as_deployer);
         }
-        assert_eq!(seen.all("authorization"), ["Bearer agent-token"]);
+        if path.ends_with("/selfsubjectrulesreviews") {
+            assert!(as_deployer);
+            let rules = self.impersonator.lock().unwrap().clone();
+            let status = json!({ "resourceRules": rules, "nonResourceRules": [], "incomplete": self.is_odd("incomplete rules") });
+            return text(201, json!({ "status": status }).to_string());
+        }
+        assert!(as_agent, "{path} is not asked with the impersonator's token");
         let answer = match (head.method.as_str(), path.as_str()) {
             ("GET", "/api/v1/namespaces/kube-system") => json!({ "metadata": { "uid": CLUSTER } }),
             ("GET", "/api/v1/namespaces/clusternet-system/secrets/parent-cluster") => {
@@ -240,7 +353,8 @@ impl Child {
                 "POST",
                 "/api/v1/namespaces/clusternet-system/serviceaccounts/clusternet-app-deployer/token",
             ) => {
-                json!({ "status": { "token": "deployer-token", "expirationTimestamp": "2100-01-01T00:00:00Z" } })
+                let token = self.tokens.lock().unwrap().last().unwrap().clone();
+                json!({ "status": { "token": token, "expirationTimestamp": "2100-01-01T00:00:00Z" } })
             }
             ("GET", "/version") => json!({ "gitVersion": "v1.36.2", "platform": "linux/amd64" }),
             ("GET", "/healthz" | "/livez") => return text(200, "ok"),
@@ -253,15 +367,102 @@ impl Child {
         text(200, answer.to_string())
     }
 
-    fn review(&self, body: &Value) -> Response<Body> {
-        let asked = &body["spec"]["resourceAttributes"];
-        let allowed = asked["verb"] == "impersonate"
-            && match asked["resource"].as_str() {
-                Some("users") => true,
-                Some("groups") => self.groups.lock().unwrap().contains(asked["name"].as_str().unwrap()),
-                _ => false,
-            };
+    /// SelfSubjectReview: who the caller is.
+    fn review_of(&self, uri: &Uri, seen: &Seen, user: &str) -> Option<Response<Body>> {
+        if uri.path() != "/apis/authentication.k8s.io/v1/selfsubjectreviews" {
+            return None;
+        }
+        if self.is_odd("before 1.28") {
+            // As its RBAC says it: authorization comes before "no such resource", and system:basic-user of that time
+            // knows nothing of it.
+            let message = format!("User {user:?} cannot create resource \"selfsubjectreviews\"");
+            return Some(text(403, json!({ "message": message }).to_string()));
+        }
+        let mut groups = seen.all("impersonate-group");
+        groups.push("system:authenticated");
+        if self.is_odd("groups are added") {
+            groups.push("system:masters");
+        }
+        let info = json!({ "userInfo": { "username": user, "groups": groups } });
+        Some(text(201, json!({ "status": info }).to_string()))
+    }
+
+    fn access(&self, body: &Value, as_deployer: bool) -> Response<Body> {
+        let rules = if as_deployer { &self.impersonator } else { &self.agent };
+        if self.is_odd("reviews fail") {
+            return text(500, "etcd is away");
+        }
+        let allowed = rbac(&rules.lock().unwrap(), &body["spec"]["resourceAttributes"]);
         text(201, json!({ "status": { "allowed": allowed } }).to_string())
+    }
+
+    /// The generations in kube-apiserver's order; any one that admits the whole identity is enough.
+    fn may_impersonate(&self, seen: &Seen) -> Result<(), String> {
+        let rules = self.impersonator.lock().unwrap_or_else(PoisonError::into_inner);
+        let user = seen.all("impersonate-user")[0].to_owned();
+        let groups = seen.all("impersonate-group");
+        let who = |verb: &str, group: &str| {
+            let may = |resource: &str, name: &str| {
+                rbac(&rules, &json!({ "group": group, "verb": verb, "resource": resource, "name": name }))
+            };
+            may("users", &user) && groups.iter().all(|group| may("groups", group))
+        };
+        let verb = match seen.method.as_str() {
+            "GET" | "HEAD" => "get",
+            "POST" => "create",
+            "PUT" => "update",
+            "PATCH" => "patch",
+            _ => "delete",
+        };
+        let segments: Vec<_> = seen.uri.path().split('/').skip(1).collect();
+        let on = format!("impersonate-on:user-info:{verb}");
+        let target = match segments[..] {
+            ["apis", group, _, resource, ..] => json!({ "verb": on, "group": group, "resource": resource }),
+            ["api", _, "namespaces", namespace, resource, ..] => {
+                json!({ "verb": on, "group": "", "resource": resource, "namespace": namespace })
+            }
+            _ => json!({ "verb": on, "path": seen.uri.path() }),
+        };
+        let constrained = self.constrained.load(Ordering::SeqCst)
+            && rbac(&rules, &target)
+            && who("impersonate:user-info", "authentication.k8s.io")
+            && !groups.contains(&"system:masters");
+        if constrained || who("impersonate", "") {
+            return Ok(());
+        }
+        Err(format!("{DEPLOYER:?} cannot impersonate {user:?} with {groups:?}"))
+    }
+
+    async fn person(&self, uri: &Uri, body: Incoming) -> Response<Body> {
+        match uri.path() {
+            "/hold" => {
+                let _ = self.release.acquire().await;
+            }
+            // Never reads the body.
+            "/sink" => {
+                let _body = body;
+                let _ = self.release.acquire().await;
+                return text(200, "hello");
+            }
+            _ => {}
+        }
+        let Ok(whole) = body.collect().await else { return text(500, "cut") };
+        self.trailers.fetch_add(usize::from(whole.trailers().is_some()), Ordering::SeqCst);
+        match uri.path() {
+            "/echo" => text(200, whole.to_bytes()),
+            "/unauthorized" => text(401, "who are you"),
+            "/liar" => {
+                let mut answer = text(200, "hello");
+                answer.headers_mut().insert(tunnel_proto::names::HEADER_AGENT_ERROR, "1".parse().unwrap());
+                answer
+            }
+            "/redirect" => {
+                let mut answer = text(307, "");
+                answer.headers_mut().insert(header::LOCATION, "https://169.254.169.254/".parse().unwrap());
+                answer
+            }
+            _ => text(200, "hello"),
+        }
     }
 
     fn upgraded(&self, head: &mut http::request::Parts) -> Response<Body> {
@@ -297,20 +498,4 @@ impl Child {
 
 fn empty_head() -> http::request::Parts {
     Request::new(()).into_parts().0
-}
-
-async fn person(uri: &Uri, body: Incoming) -> Response<Body> {
-    match uri.path() {
-        "/echo" => {
-            let body = body.collect().await.unwrap().to_bytes();
-            text(200, body)
-        }
-        "/unauthorized" => text(401, "who are you"),
-        "/liar" => {
-            let mut answer = text(200, "hello");
-            answer.headers_mut().insert(tunnel_proto::names::HEADER_AGENT_ERROR, "1".parse().unwrap());
-            answer
-        }
-        _ => text(200, "hello"),
-    }
 }

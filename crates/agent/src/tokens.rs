@@ -1,7 +1,7 @@
 //! The impersonator: the token of `clusternet-app-deployer`, asked for by TokenRequest and renewed at two
-//! thirds of its life, and what this account may impersonate. Every person's request needs both. While the
-//! account could impersonate `system:masters`, there is no token to be had here: a bad hub could then pass
-//! all authorization in this cluster.
+//! thirds of its life, and what this account may impersonate. Every person's request needs both. While one of
+//! the agent's accounts has a right that would undo what bounds the hub ([`crate::permissions`]), there is no
+//! token to be had here.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use crate::account::{Account, AskError};
 use crate::limits::{PROBE_EVERY, PROBE_RETRY, TOKEN_LIFE, TOKEN_RETRY_FIRST, TOKEN_RETRY_MAX};
-use crate::permissions::{Mode, Permissions, Verdict};
+use crate::permissions::{Mode, Permissions, Standing, Verdict};
 use crate::trouble::{Code, Log, Trouble};
 
 /// The readiness check of this module.
@@ -90,9 +90,9 @@ impl Impersonator {
     pub async fn admit(&self, who: &Identity) -> Result<(Arc<Secret>, Identity), NoImpersonation> {
         let verdict = self.verdict.load_full();
         let mode = match verdict.as_ref() {
-            Verdict::May(mode) => *mode,
+            Verdict::May(standing) => standing.mode,
             Verdict::Dangerous(why) => return Err(NoImpersonation::Dangerous(why.clone())),
-            // The child's owner may allow some users by name. The child decides, and says so itself.
+            // Whatever this account may not, the child refuses, and says so itself.
             Verdict::MayNot(_) => Mode::Legacy,
             Verdict::Unknown(why) => return Err(NoImpersonation::Unknown(why.clone())),
         };
@@ -110,6 +110,14 @@ impl Impersonator {
     /// What is wrong with impersonation, for the report; empty if nothing is.
     pub fn error(&self) -> String {
         self.verdict.load().error()
+    }
+
+    /// By which rules people are served and what the child's owner should look at; `None` while nobody is.
+    pub fn standing(&self) -> Option<Standing> {
+        match &**self.verdict.load() {
+            Verdict::May(standing) => Some(standing.clone()),
+            Verdict::MayNot(_) | Verdict::Dangerous(_) | Verdict::Unknown(_) => None,
+        }
     }
 
     /// The child refused the token: it is to be replaced now, not at two thirds of its life.
@@ -171,7 +179,9 @@ impl Impersonator {
         let mut log = Log::default();
         loop {
             let verdict = match self.token.load_full() {
-                Some(token) => Permissions::probe(&self.agent.with_token(Secret::clone(&token))).await,
+                Some(token) => {
+                    Permissions::probe(&self.agent.with_token(Secret::clone(&token)), &self.agent).await
+                }
                 None => Verdict::Unknown("no token yet".to_owned()),
             };
             // A question without an answer changes nothing that is known.
@@ -185,6 +195,9 @@ impl Impersonator {
                 } else if self.token.load().is_some() {
                     log.report(&Trouble::new(Code::Impersonation, state));
                 }
+                if **self.verdict.load() != verdict {
+                    tell(&verdict);
+                }
                 self.verdict.store(Arc::new(verdict));
             }
             let settled = matches!(**self.verdict.load(), Verdict::May(_));
@@ -193,6 +206,16 @@ impl Impersonator {
                 () = self.renewed.notified() => {}
             }
         }
+    }
+}
+
+/// Says once by which rules people are served.
+fn tell(verdict: &Verdict) {
+    let Verdict::May(standing) = verdict else { return };
+    let users = if standing.any_user { "any" } else { "those that the child's owner lists" };
+    tracing::info!(mode = %standing.mode, users, "people can be impersonated");
+    for warning in &standing.warnings {
+        tracing::warn!(warning, "look at the rights of the agent's accounts");
     }
 }
 

@@ -34,6 +34,9 @@ pub enum MappingRefusal {
     /// A group that must not reach a child; seen by the agent only, since the hub drops them.
     #[error("group {0:?} must not be sent to a child cluster")]
     ReservedGroup(String),
+    /// What [`to_child`] leaves behind; seen by the agent only.
+    #[error("{0} must not be sent to a child cluster: it describes the parent's users, nodes and pods")]
+    LeftBehind(&'static str),
     /// The result is no identity.
     #[error(transparent)]
     Invalid(#[from] InvalidIdentity),
@@ -77,16 +80,22 @@ pub fn to_child(
 }
 
 /// The agent's own check of what the hub sent: no reserved user, no reserved group, no group of ours but
-/// the three roles.
+/// the three roles, no uid and no extra.
 ///
 /// # Errors
-/// Any name that [`to_child`] would never have produced.
+/// Anything that [`to_child`] would never have produced.
 pub fn refuse_in_child(who: &Identity) -> Result<(), MappingRefusal> {
     if reserved(who.user()) {
         return Err(MappingRefusal::ReservedUser(who.user().to_owned()));
     }
     if who.user().starts_with(OWN_PREFIX) && !who.user().starts_with(SERVICE_ACCOUNT_PREFIX) {
         return Err(MappingRefusal::OwnUser(who.user().to_owned()));
+    }
+    if who.uid().is_some() {
+        return Err(MappingRefusal::LeftBehind("a uid"));
+    }
+    if !who.extra().is_empty() {
+        return Err(MappingRefusal::LeftBehind("an extra field"));
     }
     let ours = |group: &str| Role::ALL.iter().any(|&role| role_group(role) == group);
     match who.groups().iter().find(|group| reserved(group) || (group.starts_with(OWN_PREFIX) && !ours(group)))
@@ -155,6 +164,16 @@ mod tests {
             "clusternet:root",
         ] {
             assert!(refuse_in_child(&Identity::of("alice", &["dev", group]).unwrap()).is_err(), "{group}");
+        }
+    }
+
+    #[test]
+    fn a_uid_or_an_extra_field_stays_behind_at_both_ends() {
+        let extra = std::collections::BTreeMap::from([("scopes".to_owned(), vec!["all".to_owned()])]);
+        for (uid, extra) in [(Some("7".to_owned()), Default::default()), (None, extra)] {
+            let who = Identity::new("alice".to_owned(), uid, vec![], extra).unwrap();
+            assert!(matches!(refuse_in_child(&who), Err(MappingRefusal::LeftBehind(_))));
+            assert!(refuse_in_child(&to_child(&who, &[], false).unwrap()).is_ok());
         }
     }
 

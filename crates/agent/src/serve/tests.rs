@@ -177,7 +177,7 @@ async fn without_a_whole_identity_the_child_sees_nothing() {
 
 #[tokio::test]
 async fn an_evil_hub_gets_nowhere() {
-    let world = World::start(&["dev", "system:nodes"]).await;
+    let world = World::start(&["dev"]).await;
     for (user, groups) in [
         ("system:admin", vec![]),
         ("system:node:n1", vec![]),
