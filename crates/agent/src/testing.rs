@@ -94,6 +94,8 @@ pub(crate) struct Server {
     pub(crate) pki: Pki,
     pub(crate) scratch: Scratch,
     pub(crate) accepted: Arc<AtomicUsize>,
+    acceptor: Arc<Mutex<TlsAcceptor>>,
+    alpn: &'static [&'static str],
     _tasks: JoinSet<()>,
 }
 
@@ -106,7 +108,8 @@ impl Server {
     ) -> Self {
         let handler: Handler = Arc::new(handler);
         let pki = Pki::new();
-        let acceptor = pki.acceptor(alpn);
+        let acceptor = Arc::new(Mutex::new(pki.acceptor(alpn)));
+        let shown = Arc::clone(&acceptor);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -117,7 +120,7 @@ impl Server {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let number = counter.fetch_add(1, Ordering::SeqCst);
-                let (acceptor, handler) = (acceptor.clone(), Arc::clone(&handler));
+                let (acceptor, handler) = (shown.lock().unwrap().clone(), Arc::clone(&handler));
                 connections.spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
                     let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -136,7 +139,12 @@ impl Server {
                 });
             }
         });
-        Self { port, pki, scratch: Scratch::new(), accepted, _tasks: tasks }
+        Self { port, pki, scratch: Scratch::new(), accepted, acceptor, alpn, _tasks: tasks }
+    }
+
+    /// Shows another certificate from the next connection on.
+    pub(crate) fn show(&self, pki: &Pki) {
+        *self.acceptor.lock().unwrap() = pki.acceptor(self.alpn);
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -172,7 +180,11 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn all(&self, name: &str) -> Vec<&str> {
-        self.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+        self.headers
+            .get_all(name)
+            .iter()
+            .map(|value| std::str::from_utf8(value.as_bytes()).unwrap())
+            .collect()
     }
 }
 
@@ -321,7 +333,9 @@ impl Child {
             if head.headers.contains_key(header::UPGRADE) {
                 return self.upgraded(&mut head);
             }
-            return self.person(&head.uri, body).await;
+            let answer = self.person(&head.uri, body).await;
+            // The HTTP library would send the body.
+            return if head.method == Method::HEAD { text(200, "") } else { answer };
         }
         let path = head.uri.path().to_owned();
         self.own.lock().unwrap().push(format!("{} {path}", head.method));

@@ -177,6 +177,26 @@ async fn when_the_hub_goes_the_next_tunnel_stands_before_the_old_one_ends() {
     world.end().await;
 }
 
+/// H-31
+#[tokio::test]
+async fn a_hub_that_sends_the_agent_away_for_ever_gets_a_bounded_number_of_tunnels() {
+    let mut world = World::start(&[]).await;
+    let mut all = Vec::new();
+    for _ in 0..=OLD_TUNNELS {
+        let (tunnel, _) = world.tunnel().await;
+        for _ in 0..3 {
+            assert_eq!(status_of(&tunnel, http::Method::POST, PATH_GOAWAY).await, 204);
+        }
+        all.push(tunnel);
+    }
+    let another = timeout(Duration::from_secs(3), world.tunnels.recv()).await;
+    assert!(another.is_err(), "no tunnel beyond the present one and the old ones");
+    for tunnel in &all {
+        assert_eq!(status_of(tunnel, http::Method::GET, "/v1/status").await, 200);
+    }
+    world.end().await;
+}
+
 #[tokio::test]
 async fn a_refused_credential_is_replaced_through_the_invitation() {
     let mut world = World::start(&["Approved", "401", "Approved"]).await;

@@ -8,8 +8,7 @@ use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use runtime::readiness::Readiness;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::task::JoinSet;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::timeout;
 use tunnel_proto::hub_side::{Tunnel, accept};
 use tunnel_proto::upgrade::{connect_request, tunnel_uri};
@@ -19,19 +18,30 @@ use super::*;
 use crate::account::{Account, Bearer};
 use crate::testing::{Child, Server};
 
+mod evil_hub;
+mod floods;
+mod identity;
+mod raw;
+mod rotation;
+
 /// A child, an agent's service, and a hub at the other end of a tunnel.
 struct World {
     child: Child,
     tunnel: Tunnel,
+    service: Arc<Service>,
+    impersonator: Arc<Impersonator>,
     leave: Stop,
     readiness: Readiness,
-    _server: Server,
-    _tasks: JoinSet<()>,
+    server: Server,
+    tasks: Tasks,
 }
 
 impl World {
     async fn start(groups: &[&str]) -> Self {
-        let child = Child::new(groups);
+        Self::with(Child::new(groups)).await
+    }
+
+    async fn with(child: Child) -> Self {
         let server = child.serve().await;
         let upstream = Arc::new(Upstream::new(&server.address(), server.ca_file()).unwrap());
         let token = Bearer::File(server.scratch.file("token", "agent-token\n"));
@@ -48,25 +58,17 @@ impl World {
             credentials,
             Metrics::new().0,
         ));
-        let mut tasks = JoinSet::new();
+        let tasks = Tasks::default();
         let (leave, readiness) = (Stop::new(), Readiness::new(&[crate::tokens::CHECK]));
         let checks = readiness.clone();
         let running = Arc::clone(&impersonator);
         tasks.spawn(async move { running.run(checks, Stop::new()).await });
 
-        let (hub, agent_end) = tokio::io::duplex(64 * 1024);
-        let left = leave.clone();
-        tasks.spawn(async move {
-            let hello = Hello::new(crate::testing::CLUSTER, "pod", "0.1.0");
-            let (_, connection) = agent_side::connect(agent_end, &hello).await.unwrap();
-            let answer = move |request| Arc::clone(&service).answer(left.clone(), request);
-            let _ = connection.serve(answer, std::future::pending()).await;
-        });
+        let hub = wire(&service, &leave, &tasks);
         let welcomed = accept(hub, |hello| Welcome::answering(hello, "t", "h", "0.1.0"));
         let (_, tunnel, driver) = welcomed.await.unwrap();
         tasks.spawn(async move { drop(driver.await) });
 
-        let world = Self { child, tunnel, leave, readiness, _server: server, _tasks: tasks };
         // The probe has been made when the error is another one than that it has not.
         let settled =
             || !impersonator.error().contains("not probed") && !impersonator.error().contains("no token");
@@ -77,7 +79,12 @@ impl World {
         })
         .await
         .unwrap();
-        world
+        Self { child, tunnel, service, impersonator, leave, readiness, server, tasks }
+    }
+
+    /// The hub's end of one more connection of this agent, before anything was said.
+    fn wire(&self) -> DuplexStream {
+        wire(&self.service, &self.leave, &self.tasks)
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Incoming> {
@@ -87,6 +94,19 @@ impl World {
     fn asked(&self) -> usize {
         self.child.seen.lock().unwrap().len()
     }
+}
+
+/// The agent serves at the other end of this.
+fn wire(service: &Arc<Service>, leave: &Stop, tasks: &Tasks) -> DuplexStream {
+    let (hub, agent_end) = tokio::io::duplex(64 * 1024);
+    let (service, left) = (Arc::clone(service), leave.clone());
+    tasks.spawn(async move {
+        let hello = Hello::new(crate::testing::CLUSTER, "pod", "0.1.0");
+        let Ok((_, connection)) = agent_side::connect(agent_end, &hello).await else { return };
+        let answer = move |request| Arc::clone(&service).answer(left.clone(), request);
+        let _ = connection.serve(answer, std::future::pending()).await;
+    });
+    hub
 }
 
 fn uri(path: &str) -> Uri {
@@ -103,10 +123,10 @@ fn request(method: Method, path: &str, who: Option<&Identity>) -> Request<Body> 
     request
 }
 
-fn own(method: Method, path: &'static str, body: Value) -> Request<Body> {
+fn own(method: Method, path: &str, body: Value) -> Request<Body> {
     let mut request = Request::new(full(body.to_string().into()));
     *request.method_mut() = method;
-    *request.uri_mut() = tunnel_uri(AUTHORITY_AGENT, PathAndQuery::from_static(path)).unwrap();
+    *request.uri_mut() = tunnel_uri(AUTHORITY_AGENT, PathAndQuery::try_from(path).unwrap()).unwrap();
     request
 }
 

@@ -7,9 +7,10 @@
 //! The agent's account can do nothing to workloads. Requests of people run as those people: the account
 //! `clusternet-app-deployer` may impersonate users and the groups listed here, and nothing else, so a request
 //! whose identity got lost is refused by the child (403) instead of running with somebody's rights.
-//! These are the verbs of legacy impersonation, which every Kubernetes version has. On 1.36 and later an owner
-//! may replace the rule by the constrained verbs of KEP-5284 (`impersonate:user-info` on
-//! `authentication.k8s.io`, `impersonate-on:user-info:<verb>` on what callers may touch).
+//! These are the verbs of legacy impersonation, which every Kubernetes version has; an invitation does not know the
+//! child's. They never stand beside the constrained verbs of KEP-5284: kube-apiserver tries the old verb after the
+//! new ones, so one old rule would cancel them. On 1.36 and later an owner may put those in their place
+//! (docs/impersonation.md), and the agent finds out which are there.
 
 use api::names::{
     AGENT_ACCOUNT, CREATED_BY_HUB, CREDENTIAL_SECRET, ClusterName, IMPERSONATOR_ACCOUNT, IMPERSONATOR_ROLE,
