@@ -16,6 +16,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    // Before anything secret is in memory.
+    if let Err(error) = runtime::dumps::forbid() {
+        let _ = writeln!(std::io::stderr(), "towline-agent: core dumps cannot be switched off: {error}");
+        return ExitCode::FAILURE;
+    }
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
         Err(error) => {

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::ClusterName;
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 
 /// A child that asks to join. Written by the hub alone; a person sets `status.result`.
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -131,6 +131,7 @@ pub struct ClusterInvitationStatus {
     /// When it ends.
     pub expires: Timestamp,
     /// The agent.yaml for `kubectl apply -f` in the child.
+    #[serde(serialize_with = "secret::revealed")]
     pub manifest: Secret,
     /// The command to run in the child.
     pub command: String,
@@ -174,6 +175,7 @@ pub struct ClusterRegistrationSpec {
     /// The invitation's public id.
     pub invitation: String,
     /// The invitation's secret, 256 bits, base64url.
+    #[serde(serialize_with = "secret::revealed")]
     pub secret: Secret,
     /// The UID of the child's `kube-system` namespace.
     pub cluster_id: String,
@@ -207,6 +209,7 @@ pub struct ClusterRegistrationStatus {
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
     /// A bearer token of the parent, good for this cluster's own tunnel and nothing else.
+    #[serde(serialize_with = "secret::revealed")]
     pub token: Secret,
     /// When it ends.
     pub expires: Timestamp,

@@ -16,6 +16,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
+    // Before anything secret is in memory.
+    if let Err(error) = runtime::dumps::forbid() {
+        let _ = writeln!(std::io::stderr(), "towline-hub: core dumps cannot be switched off: {error}");
+        return ExitCode::FAILURE;
+    }
     let settings = match configure() {
         Ok(settings) => settings,
         Err(code) => return code,

@@ -1,8 +1,9 @@
-//! What any process of ours needs and nothing else: logs, the end ([`stop`]), [`readiness`], the [`admin`]
-//! endpoint, the serving certificate ([`tls`]) and [`backoff`].
+//! What any process of ours needs and nothing else: no core [`dumps`], logs, the end ([`stop`]), [`readiness`], the
+//! [`admin`] endpoint, the serving certificate ([`tls`]) and [`backoff`].
 
 pub mod admin;
 pub mod backoff;
+pub mod dumps;
 pub mod logs;
 pub mod readiness;
 pub mod stop;
