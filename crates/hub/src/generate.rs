@@ -1,6 +1,8 @@
 //! Text for people and for `kubectl`: pure functions from values to files, compared with goldens in deploy/.
 
 pub mod agent_manifest;
+#[cfg(test)]
+mod rbac;
 
 #[cfg(test)]
 mod tests {
@@ -73,7 +75,7 @@ mod tests {
     }
 
     /// The objects of a file that was written by hand.
-    fn deployed(file: &str) -> Vec<Value> {
+    pub(crate) fn deployed(file: &str) -> Vec<Value> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file);
         parse(&std::fs::read_to_string(path).unwrap())
     }

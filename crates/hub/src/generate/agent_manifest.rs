@@ -220,7 +220,7 @@ fn agent_rights() -> Vec<Value> {
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": cluster_wide(NAME),
             "rules": [
                 // For the cluster's status.
-                { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"] },
+                { "apiGroups": [""], "resources": ["nodes"], "verbs": ["list"] },
                 // Its UID is the cluster's id.
                 { "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": ["kube-system"] },
                 { "nonResourceURLs": ["/version", "/healthz", "/livez", "/readyz"], "verbs": ["get"] },
@@ -235,7 +235,7 @@ fn agent_rights() -> Vec<Value> {
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": namespaced(NAME),
             "rules": [
-                { "apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "update", "patch"],
+                { "apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "update"],
                   "resourceNames": [CREDENTIAL_SECRET] },
                 { "apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"],
                   "resourceNames": [IMPERSONATOR_ACCOUNT] },
