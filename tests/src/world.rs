@@ -381,6 +381,11 @@ impl World {
         front_of(&self.parent, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
     }
 
+    /// What the hub is started with the next time, besides what it needs here.
+    pub fn set_hub_arguments(&mut self, arguments: &[&str]) {
+        self.towline.hub_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
     /// Starts the hub again, on the same port.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! secrets leave behind, and keys that change under traffic. The child has joined before the first test; the tests
 //! run one after the other, and those that break things come last.
 
+mod canary;
 mod credential;
 mod rotation;
 
@@ -25,6 +26,8 @@ fn main() -> anyhow::Result<ExitCode> {
         |suite| {
             tests::trials![suite;
                 credential::an_agents_credential_opens_its_own_tunnel_and_nothing_else,
+                canary::the_search_finds_what_is_there,
+                canary::no_secret_is_left_where_others_look,
                 rotation::a_new_serving_certificate_of_the_hub_fails_no_request,
                 rotation::a_new_ca_of_the_hub_fails_no_request_also_if_another_replica_made_it,
                 rotation::an_agents_credential_is_renewed_in_its_tunnel_and_nobody_notices,
