@@ -87,14 +87,18 @@ impl Status {
     }
 }
 
-/// Text from the other side, made fit for a terminal or a log: control and bidirectional-override
-/// characters replaced, cut at `max` bytes.
+/// Text from the other side, made fit for a terminal or a log: cut at `max` bytes, and everything replaced that acts
+/// without being seen: control characters, line and paragraph separators, what turns the direction of text, what has
+/// no width, and tags. Two names that look the same are then the same.
 pub fn printable(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max));
     for character in text.chars() {
         let shown = match character {
             '\n' => ' ',
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+            // General Category Cf, as far as terminals take it (Unicode 15, chapters 23.2 and 23.8).
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' => '\u{fffd}',
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => '\u{fffd}',
+            '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => '\u{fffd}',
             other if other.is_control() => '\u{fffd}',
             other => other,
         };
@@ -126,5 +130,21 @@ mod tests {
         let shown = printable("\u{1b}]0;x\u{7}a\rb\u{202e}", 100);
         assert!(!shown.chars().any(char::is_control) && !shown.contains('\u{202e}'));
         assert_eq!(printable("äää", 3).len(), 2);
+        for unseen in [
+            "\u{9b}2J",
+            "\u{7f}",
+            "\r",
+            "\u{200b}",
+            "\u{2028}",
+            "\u{2066}",
+            "\u{feff}",
+            "\u{e0041}",
+            "\u{8}",
+            "\u{90}",
+        ] {
+            let shown = printable(unseen, 100);
+            assert!(shown.starts_with('\u{fffd}'), "{unseen:?} {shown:?}");
+        }
+        assert_eq!(printable("edge-1 ä 北京 😀", 100), "edge-1 ä 北京 😀");
     }
 }

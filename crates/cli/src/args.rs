@@ -16,7 +16,7 @@ use crate::duration;
     bin_name = "kubectl towline",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 denied, 5 unreachable, 124 timeout."
+    after_help = "Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 denied, 5 unreachable, 124 timeout, 141 the reader of the output went away."
 )]
 pub struct Cli {
     /// Flags that every command takes.
@@ -319,9 +319,26 @@ mod tests {
             "approve ../x",
             "clusters -o xml",
             "kubeconfig a --cluster-id */b",
+            // What is not offered: merging into another file, and whatever would weaken what is generated.
+            "kubeconfig a --merge",
+            "kubeconfig a --insecure-skip-tls-verify",
+            "register a --insecure-skip-tls-verify",
+            "register a --rules *",
+            "register a --node-selector a=b",
+            "register -a",
+            "register kube_system",
+            // A secret on the command line is read by every process of the machine.
+            "clusters --token secret",
+            "clusters --token=secret",
+            "clusters --password secret",
+            "register a --ttl -1s",
+            "register a --ttl 1e9h",
+            "register a --ttl NaN",
+            "register a --ttl 10",
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.use_stderr() && error.exit_code() == 2, "{line}: {error}");
+            assert!(!error.to_string().contains("secret"), "{line}: {error}");
         }
     }
 

@@ -12,11 +12,11 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, TypeMeta};
 use kube::runtime::{WatchStreamExt as _, watcher};
 
-use crate::args::{Clusters, ListOutput};
+use crate::args::{Clusters, ListOutput, shell_word};
 use crate::duration::age;
 use crate::failure::{Exit, Failure};
 use crate::find;
-use crate::output::{data, line, say, shown, table, widths};
+use crate::output::{data, json, line, say, shown, table, widths};
 use crate::session::Session;
 
 /// Runs the command.
@@ -75,7 +75,9 @@ async fn hints(session: &Session, none_yet: bool) {
         .map(|open| shown(&open.spec.cluster_name))
         .collect();
     if let Some(first) = open.first() {
-        say(&format!("Waiting for approval: {}.\nnext:  {command} approve {first}", open.join(", ")));
+        // A request holds what its writer put there, and this line is there to be copied into a shell.
+        let word = shell_word(first);
+        say(&format!("Waiting for approval: {}.\nnext:  {command} approve {word}", open.join(", ")));
         return;
     }
     if none_yet {
@@ -96,7 +98,7 @@ fn whole(objects: Vec<DynamicObject>, output: ListOutput) -> Result<String, Fail
         return Ok(yaml::document(&list));
     }
     serde_json::to_string_pretty(&list)
-        .map(|text| text + "\n")
+        .map(|text| json(&text) + "\n")
         .map_err(|error| Failure::new(Exit::Error, format!("could not write the list: {error}")))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hyper_util::client::proxy::matcher::Matcher;
 use kube::Config;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
@@ -58,7 +58,36 @@ fn read(path: &Path) -> Result<Kubeconfig, Failure> {
     };
     // kube joins relative names in the file with the file's folder, so the folder has to be absolute.
     let path = std::path::absolute(path).map_err(|error| unreadable(&error))?;
-    Kubeconfig::read_from(path).map_err(|error| unreadable(&error))
+    #[cfg(unix)]
+    warn_of_readers(&path);
+    Kubeconfig::read_from(path).map_err(|error| {
+        if let KubeconfigError::ReadConfig(error, _) = &error {
+            return unreadable(error);
+        }
+        // What a parser says quotes the file, and the file holds a credential.
+        unreadable(&format!("it is no kubeconfig{}", place(&error.to_string())))
+    })
+}
+
+/// Where in a file a parser stopped, of all that it says.
+fn place(said: &str) -> String {
+    let number = |word: &str| {
+        let rest = said.split_once(word)?.1;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..end].parse::<u64>().ok()
+    };
+    number(" line ").map_or_else(String::new, |line| format!(", see line {line}"))
+}
+
+/// Says it when others may read the file, which holds a credential; as helm does.
+#[cfg(unix)]
+fn warn_of_readers(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Ok(there) = path.metadata() else { return };
+    if there.is_file() && there.permissions().mode() & 0o044 != 0 {
+        let file = crate::args::shell_word(&path.display().to_string());
+        crate::output::say(&format!("warning: others may read the credential in {file}: chmod go= {file}"));
+    }
 }
 
 /// What the client connects with.

@@ -9,7 +9,8 @@ use api::status::{MAX_MESSAGE, printable};
 /// Exit codes. They are a promise to scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Whoever read stdout went away (`| head`); nothing is wrong and nothing is said.
+    /// Whoever read stdout went away (`| head`): nothing is said, but what was to be printed is not there. The code
+    /// of a program that SIGPIPE ends, as a shell reports it.
     Closed,
     /// Anything that has no code of its own.
     Error,
@@ -29,7 +30,7 @@ impl Exit {
     /// The number.
     pub fn code(self) -> u8 {
         match self {
-            Self::Closed => 0,
+            Self::Closed => 141,
             Self::Error => 1,
             Self::Usage => 2,
             Self::NotFound => 3,
@@ -65,10 +66,10 @@ impl Failure {
         Self { exit, what: printable(what.as_ref(), MAX_MESSAGE), next: None }
     }
 
-    /// The same, with the next step.
+    /// The same, with the next step: one line, made printable too.
     #[must_use]
     pub fn next(mut self, next: impl Into<String>) -> Self {
-        self.next = Some(next.into());
+        self.next = Some(printable(&next.into(), MAX_MESSAGE));
         self
     }
 

@@ -149,6 +149,8 @@ pub(crate) fn text(name: &str, kubeconfig: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ID: &str = "6f0a1b1e-0000-4000-8000-000000000000";
@@ -313,5 +315,37 @@ mod tests {
             serde_json::to_value(&read.auth_infos[0].auth_info).unwrap()["token"],
             "no: \"yaml\" # here\n"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_out_of_its_place(
+            name in "[a-z0-9]([-a-z0-9]{0,58}[a-z0-9])?",
+            texts in proptest::collection::vec("\\PC{1,30}|[-#:{}\\[\\]&*!|>%@`\"'$()\n ]{1,12}", 4),
+        ) {
+            let user = json!({ "token": texts[0], "username": texts[1], "exec": { "apiVersion": "v1", "args": [texts[2]],
+                               "command": "helper" } });
+            let cluster = json!({ "server": "https://parent:6443", "tls-server-name": texts[3] });
+            let made = derived(&source(&cluster.to_string(), &user.to_string()), &Global::default(), &name, &id()).unwrap();
+            let text = text(&name, &made);
+            let read = Source::from_yaml(&text).unwrap();
+            prop_assert_eq!((read.clusters.len(), read.auth_infos.len(), read.contexts.len()), (1, 1, 1));
+            let part = |value: Value, name: &str| value[name].clone();
+            let (cluster, user) = (value(&read.clusters[0].cluster).unwrap(), value(&read.auth_infos[0].auth_info).unwrap());
+            prop_assert_eq!(part(cluster, "tls-server-name"), json!(texts[3]));
+            prop_assert_eq!(part(user.clone(), "token"), json!(texts[0]));
+            prop_assert_eq!(part(user.clone(), "username"), json!(texts[1]));
+            prop_assert_eq!(user["exec"]["args"][0].clone(), json!(texts[2]));
+            prop_assert_eq!(read.current_context, Some(name));
+        }
+
+        #[test]
+        fn nothing_is_added_that_the_source_has_not(token in "[a-z]{1,20}") {
+            let made = derive(&source(r#"{"server":"https://p"}"#, &json!({ "token": token }).to_string()), &Global::default());
+            let text = text("edge-1", &made.unwrap());
+            for never in ["insecure", "proxy-url", "tls-server-name", "as:", "as-", "exec", "auth-provider", "namespace"] {
+                prop_assert!(!text.contains(never) || token.contains(never), "{}: {}", never, text);
+            }
+        }
     }
 }

@@ -24,6 +24,11 @@ impl OutFile {
         // With --force the text goes beside the old file and replaces it at the end, so that neither its
         // mode, nor a link, nor a half-written text is left.
         let at = if force { beside(to) } else { to.to_owned() };
+        // A device or a directory must not be replaced, and behind a link is a file that nobody has named.
+        if force && fs::symlink_metadata(to).is_ok_and(|there| !there.is_file()) {
+            return Err(Failure::new(Exit::Error, format!("{} is no plain file", to.display()))
+                .next("name the file itself; to print to the terminal leave --out away"));
+        }
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
         #[cfg(unix)]
@@ -117,6 +122,25 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_neither_written_nor_replaced() {
+        let folder = Folder::new("kinds");
+        let (target, link, dangling) =
+            (folder.0.join("target"), folder.0.join("link"), folder.0.join("dangling"));
+        fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        std::os::unix::fs::symlink(folder.0.join("nowhere"), &dangling).unwrap();
+        for place in [&link, &dangling, &folder.0, Path::new("/dev/stdout"), Path::new("/dev/null")] {
+            for force in [false, true] {
+                let failure = OutFile::create(place, force).unwrap_err();
+                assert_eq!(failure.exit(), Exit::Error, "{place:?}");
+            }
+        }
+        assert_eq!(fs::read_to_string(&target).unwrap(), "old");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 3, "nothing is left beside them");
     }
 
     #[test]

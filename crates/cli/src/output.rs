@@ -51,7 +51,26 @@ pub(crate) fn shown(text: &str) -> String {
     if text.is_empty() {
         return "-".to_owned();
     }
-    printable(text, MAX_SHOWN)
+    let shown = printable(text, MAX_SHOWN);
+    if text.len() > MAX_SHOWN { shown + "…" } else { shown }
+}
+
+/// JSON text whose strings hold nothing that acts on a terminal. serde_json escapes C0, but neither C1, of which one
+/// begins an escape sequence, nor what turns the direction of text.
+pub(crate) fn json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        let one = printable(character.encode_utf8(&mut [0; 4]), MAX_SHOWN);
+        // Outside of strings JSON is ASCII, and its line ends are no part of a string.
+        if character == '\n' || one.starts_with(character) {
+            out.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
 }
 
 /// A sign and its colour for a condition.
@@ -126,5 +145,21 @@ mod tests {
     fn an_empty_text_is_shown_as_a_dash_and_escapes_are_not_shown() {
         assert_eq!(shown(""), "-");
         assert!(!shown("\u{1b}[31mred").contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_long_text_is_cut_and_says_so() {
+        let long = "x".repeat(10 * 1024 * 1024);
+        assert_eq!(shown(&long), "x".repeat(MAX_SHOWN) + "…");
+        assert_eq!(shown(&long[..MAX_SHOWN]), long[..MAX_SHOWN]);
+    }
+
+    #[test]
+    fn json_means_the_same_and_does_nothing_to_a_terminal() {
+        let value = serde_json::json!({ "a\u{9b}": "\u{9b}2J\u{202e}\u{7f}\u{e0001}ä😀\n\u{1b}" });
+        let text = json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!text.chars().any(|c| c != '\n' && (c.is_control() || c == '\u{202e}')), "{text:?}");
+        assert!(text.contains("ä😀"), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 }

@@ -82,7 +82,8 @@ fn one_command(manifest: &str) -> Result<String, Failure> {
     if manifest.lines().any(|line| line.trim_end() == END) {
         return Err(Failure::new(Exit::Error, "the manifest cannot stand in a command").next("use -o yaml"));
     }
-    Ok(format!("kubectl apply -f - <<'{END}'\n{}\n{END}\n", manifest.trim_end()))
+    // In braces: a shell runs nothing of it before it has read the last line, so half a command applies nothing.
+    Ok(format!("{{ kubectl apply -f - <<'{END}'\n{}\n{END}\n}}\n", manifest.trim_end()))
 }
 
 /// What the person is told.
@@ -149,10 +150,27 @@ mod tests {
     fn no_manifest_breaks_out_of_the_command() {
         assert_eq!(
             one_command("a: b\n").unwrap(),
-            "kubectl apply -f - <<'END_OF_AGENT_YAML'\na: b\nEND_OF_AGENT_YAML\n"
+            "{ kubectl apply -f - <<'END_OF_AGENT_YAML'\na: b\nEND_OF_AGENT_YAML\n}\n"
         );
         assert!(one_command("a: b\nEND_OF_AGENT_YAML\nrm -rf x\n").is_err());
         assert!(one_command("a: b\nEND_OF_AGENT_YAML\r\nrm -rf x\n").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_shell_runs_the_whole_command_or_none_of_it() {
+        let manifest = "a: $(touch x) `touch x`\nb: 'it''s'\n".repeat(3);
+        let command = one_command(&manifest).unwrap();
+        // A shell function in the place of kubectl: it prints what it is asked and what it is given.
+        let run = |command: &str| {
+            let script = format!("kubectl() {{ echo \"ran $*\"; cat; }}\n{command}");
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(run(&command), format!("ran apply -f -\n{manifest}"));
+        for end in 0..command.trim_end().len() {
+            assert_eq!(run(&command[..end]), "", "cut at {end}");
+        }
     }
 
     #[test]

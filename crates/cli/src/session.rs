@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::args::Global;
 use crate::config;
 use crate::failure::{Exit, Failure};
-use crate::output::say;
+use crate::output::{say, shown};
 
 /// Objects asked for at once: the page size of kubectl.
 const PAGE: u32 = 500;
@@ -47,7 +47,9 @@ impl Session {
             .next("put the parent's CA into certificate-authority-data instead"));
         }
         if global.verbose > 0 {
-            say(&format!("parent: {}", config.cluster_url));
+            // Not the whole URL: it may hold a password.
+            let host = config.cluster_url.host().unwrap_or_default();
+            say(&format!("parent: {}:{}", shown(host), config.cluster_url.port_u16().unwrap_or(443)));
         }
         let client = Client::try_from(config)
             .map_err(|error| Failure::of_kube("prepare the connection to the parent", &error))?;
