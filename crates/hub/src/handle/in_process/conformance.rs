@@ -1,9 +1,10 @@
-//! `docs/conformance.md` and `tests/abuse-cases.tsv` name the tests that show their promises. Here it is
+//! `docs/conformance.md`, `docs/security.md` and `tests/abuse-cases.tsv` name the tests that show their promises. Here it is
 //! checked that those tests exist, so that neither can promise what nobody tests any more.
 
 use std::path::{Path, PathBuf};
 
 const DOCUMENT: &str = include_str!("../../../../../docs/conformance.md");
+const SECURITY: &str = include_str!("../../../../../docs/security.md");
 const TABLE: &str = include_str!("../../../../../tests/abuse-cases.tsv");
 /// Checks in the document.
 const CHECKS: usize = 56;
@@ -13,6 +14,8 @@ fn files(module: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (source, module) = match module {
         ["e2e", module @ ..] => (root.join("tests/e2e"), module),
+        ["trust", module @ ..] => (root.join("tests/trust"), module),
+        ["cli", "process"] => (root.join("crates/cli/tests"), &["process"][..]),
         ["tunnel_proto", "it", module @ ..] => (root.join("crates/tunnel-proto/tests/it"), module),
         [name, module @ ..] => (root.join("crates").join(name.replace('_', "-")).join("src"), module),
         [] => return Vec::new(),
@@ -25,6 +28,11 @@ fn files(module: &[&str]) -> Vec<PathBuf> {
     }
 }
 
+/// A suite whose `main.rs` lists its tests.
+fn is_suite(name: &str) -> bool {
+    ["e2e", "trust"].contains(&name)
+}
+
 /// Why there is no such test.
 fn missing(test: &str) -> Option<String> {
     let path: Vec<_> = test.split("::").collect();
@@ -33,10 +41,10 @@ fn missing(test: &str) -> Option<String> {
         let text = std::fs::read_to_string(file).ok()?;
         let (before, _) = text.split_once(&format!("fn {name}("))?;
         let attributes = before.rsplit("\n\n").next()?.rsplit("}\n").next()?;
-        Some(module[0] == "e2e" || attributes.contains("#[test]") || attributes.contains("#[tokio::test"))
+        Some(is_suite(module[0]) || attributes.contains("#[test]") || attributes.contains("#[tokio::test"))
     });
-    let run = module[0] != "e2e"
-        || files(&["e2e", "main"]).iter().any(|file| {
+    let run = !is_suite(module[0])
+        || files(&[module[0], "main"]).iter().any(|file| {
             std::fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("{}::{name},", module[1])))
         });
     match found {
@@ -65,6 +73,16 @@ fn every_promise_names_a_test_that_exists() {
     wrong.extend(named.filter_map(missing));
     assert_eq!(numbers, (1..=CHECKS).collect::<Vec<_>>(), "every check once, in order");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_threat_names_tests_that_exist() {
+    let named: Vec<_> = SECURITY
+        .split('`')
+        .filter(|text| text.contains("::") && !text.contains(char::is_whitespace))
+        .collect();
+    let wrong: Vec<_> = named.iter().filter_map(|test| missing(test)).collect();
+    assert!(named.len() > 10 && wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
