@@ -24,6 +24,7 @@ pub mod limits;
 pub mod metrics;
 pub mod parent;
 pub mod permissions;
+pub mod policy;
 pub mod quantity;
 pub mod register;
 pub mod report;
