@@ -36,6 +36,8 @@ pub const BOOTSTRAP_ACCOUNT: &str = "cluster-bootstrap-use";
 pub const REGISTRATION_SECRET: &str = "clusternet-agent-cluster-registration";
 /// Secret in the child with what the agent made and was given: key, credential.
 pub const CREDENTIAL_SECRET: &str = "parent-cluster";
+/// ConfigMap in the child with its owner's policy, written by nobody but the owner.
+pub const POLICY_CONFIGMAP: &str = "clusternet-agent-policy";
 /// Secret in the parent with the hub's serving certificate and the CA that signed it.
 pub const HUB_TLS_SECRET: &str = "clusternet-hub-tls";
 /// Service of the hub in the parent.

@@ -14,7 +14,7 @@
 
 use api::names::{
     AGENT_ACCOUNT, CREATED_BY_HUB, CREDENTIAL_SECRET, ClusterName, IMPERSONATOR_ACCOUNT, IMPERSONATOR_ROLE,
-    LABEL_CREATED_BY, REGISTRATION_SECRET, Role, SYSTEM_NAMESPACE, role_group,
+    LABEL_CREATED_BY, POLICY_CONFIGMAP, REGISTRATION_SECRET, Role, SYSTEM_NAMESPACE, role_group,
 };
 use api::secret::Secret;
 use api::{pem, yaml};
@@ -239,6 +239,9 @@ fn agent_rights() -> Vec<Value> {
                   "resourceNames": [CREDENTIAL_SECRET] },
                 { "apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"],
                   "resourceNames": [IMPERSONATOR_ACCOUNT] },
+                // The owner's policy. To read alone: nothing that comes through the agent may change it.
+                { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"],
+                  "resourceNames": [POLICY_CONFIGMAP] },
             ],
         }),
         binding("RoleBinding", &namespaced(NAME), ("Role", NAME), &service_account(AGENT_ACCOUNT)),
@@ -379,6 +382,18 @@ mod tests {
         let subjects: Vec<_> =
             objects.iter().filter(|object| object["subjects"][0]["name"] == IMPERSONATOR_ACCOUNT).collect();
         assert_eq!(subjects.len(), 1, "bound once");
+    }
+
+    #[test]
+    fn the_agent_may_read_its_policy_and_not_write_it() {
+        let objects = parse(generate(&values()).unwrap().reveal());
+        let rules = find(&objects, "Role", "clusternet:agent")["rules"].as_array().unwrap();
+        let about: Vec<_> = rules.iter().filter(|rule| rule["resources"] == json!(["configmaps"])).collect();
+        assert_eq!(about.len(), 1);
+        assert_eq!(
+            (&about[0]["verbs"], &about[0]["resourceNames"]),
+            (&json!(["get"]), &json!(["clusternet-agent-policy"]))
+        );
     }
 
     #[test]
