@@ -14,6 +14,7 @@ use crate::config::Settings;
 use crate::credentials::Credentials;
 use crate::dial::{CHECK_CREDENTIALS, CHECK_TUNNEL, Dialer};
 use crate::metrics::Metrics;
+use crate::policy::in_force::InForce;
 use crate::report::Reporter;
 use crate::serve::Service;
 use crate::tokens::{CHECK, Impersonator};
@@ -42,12 +43,14 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     let agent = Account::new(Arc::clone(&upstream), Bearer::File(settings.token_file));
     let impersonator = Arc::new(Impersonator::new(agent.clone()));
     let credentials = Arc::new(Credentials::new(agent.clone()));
+    let policy = Arc::new(InForce::unread());
     let service = Arc::new(Service::new(
         upstream,
         Arc::clone(&impersonator),
-        Reporter::new(agent, Arc::clone(&impersonator)),
+        Reporter::new(agent.clone(), Arc::clone(&impersonator)),
         Arc::clone(&credentials),
         metrics,
+        Arc::clone(&policy),
     ));
     let dialer = Dialer {
         service,
@@ -65,6 +68,10 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     {
         let (impersonator, end) = (Arc::clone(&impersonator), end.clone());
         parts.spawn(async move { impersonator.run(readiness, end).await });
+    }
+    {
+        let (policy, end) = (Arc::clone(&policy), end.clone());
+        parts.spawn(async move { policy.run(agent, end).await });
     }
     let mut dialing = JoinSet::new();
     dialing.spawn(dialer.run(stop.clone()));

@@ -66,6 +66,13 @@ pub const OWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A report is made anew no sooner than this, however often the hub asks.
 pub const REPORT_TTL: Duration = Duration::from_secs(10);
 
+/// The child's policy is read again this often: a kill switch is promised to hold within 5 s, of which the question
+/// itself and the ends of streams take a part. One small GET, 15 a minute.
+pub const POLICY_EVERY: Duration = Duration::from_secs(4);
+/// For so long a policy that was removed or cannot be read stays in force; then nobody is admitted. Long enough for
+/// a kube-apiserver to be restarted or upgraded.
+pub const POLICY_LOST: Duration = Duration::from_secs(600);
+
 /// How long an answer on "may this group be impersonated" is believed.
 pub const GROUP_TTL: Duration = Duration::from_secs(60);
 /// Bytes of group names whose answers are kept.

@@ -1,14 +1,16 @@
-//! The word of the child's owner: what this cluster admits out of a tunnel, whatever the hub says. Pure; who asks,
-//! what for and when are arguments.
+//! The word of the child's owner: what this cluster admits out of a tunnel, whatever the hub says.
+//! Pure but for [`in_force`]; who asks, what for and when are arguments.
 //!
 //! A [`Policy`] is read from the ConfigMap `clusternet-agent-policy`, which nothing that comes out of a tunnel can
 //! write ([`floor`]). It takes away from what RBAC would grant and never adds to it: all of its restrictions have to
 //! admit a request, and RBAC decides afterwards. What has no clear reading is refused ([`request_info`]).
+//! [`in_force`] reads it, and keeps the one that holds now.
 
 mod decision;
 mod document;
 mod floor;
 pub mod hours;
+pub mod in_force;
 mod lint;
 pub mod names;
 mod preset;
@@ -17,6 +19,7 @@ mod schema;
 mod summary;
 
 use api::identity::Identity;
+pub use api::names::POLICY_CONFIGMAP;
 use api::names::{Role, role_group};
 use jiff::Timestamp;
 
@@ -33,9 +36,7 @@ use self::request_info::{RequestInfo, Target, Verb};
 pub const MAX_POLICY: usize = 256 * 1024;
 /// Most entries of one list: each request is compared with all of them, at about 10 ns each.
 pub const MAX_ENTRIES: usize = 1000;
-/// The ConfigMap, in the agent's own namespace.
-pub const POLICY_CONFIGMAP: &str = "clusternet-agent-policy";
-/// The key in it.
+/// The key in the ConfigMap [`POLICY_CONFIGMAP`], in the agent's own namespace.
 pub const POLICY_KEY: &str = "policy.yaml";
 
 /// What the owner admits. Everything in it is valid; each part has to admit a request.

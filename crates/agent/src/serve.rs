@@ -1,9 +1,10 @@
 //! Each request that comes out of a tunnel: for the agent itself (status, credential, going away), or for
 //! the child's kube-apiserver as a person. The hub may be hostile: it can name no host, no account and no
-//! file here, and no reserved user or group gets past [`crate::impersonate`]. What the agent itself refuses
-//! is a `metav1.Status` with the header [`HEADER_AGENT_ERROR`]; a child cannot send that header.
+//! file here, no reserved user or group gets past [`crate::impersonate`], and nothing that the child's owner does not
+//! admit gets past [`crate::policy`]. What the agent itself refuses is a `metav1.Status` with the header [`HEADER_AGENT_ERROR`]; a child cannot send that header.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use api::identity::{IDENTITY_HEADER, Identity};
@@ -26,10 +27,12 @@ use crate::credentials::{Credentials, StoreError};
 use crate::impersonate::{self, ImpersonateError, Inbound};
 use crate::limits::{CONTROL_BODY, MAX_REQUESTS, MAX_UPGRADES};
 use crate::metrics::Metrics;
+use crate::policy::in_force::{InForce, NotAdmitted};
+use crate::policy::request_info::RequestInfo;
 use crate::report::Reporter;
 use crate::tasks::Tasks;
 use crate::tokens::{Impersonator, NoImpersonation};
-use crate::upstream::body::{holding, without_trailers};
+use crate::upstream::body::{holding, until_refused, without_trailers};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// What may be asked of a Kubernetes API server.
@@ -43,6 +46,7 @@ pub struct Service {
     pub(crate) reporter: Reporter,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) metrics: Metrics,
+    pub(crate) policy: Arc<InForce>,
     /// Upgraded streams, which outlive the answer that began them.
     pub(crate) tasks: Tasks,
     requests: Arc<Semaphore>,
@@ -57,6 +61,7 @@ impl Service {
         reporter: Reporter,
         credentials: Arc<Credentials>,
         metrics: Metrics,
+        policy: Arc<InForce>,
     ) -> Self {
         Self {
             upstream,
@@ -64,6 +69,7 @@ impl Service {
             reporter,
             credentials,
             metrics,
+            policy,
             tasks: Tasks::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             upgrades: Arc::new(Semaphore::new(MAX_UPGRADES)),
@@ -104,22 +110,35 @@ impl Service {
         let who = identity(request.headers())?;
         // Before anything is asked of the child on behalf of this person.
         api::mapping::refuse_in_child(&who).map_err(|refused| from_impersonate(&refused.into()))?;
-        let (token, who) = self.impersonator.admit(&who).await.map_err(|error| from_admission(&error))?;
+        let asked = asked(&request, upgrading.as_ref().map(|(_, method)| method))?;
+        let (version, believed) =
+            self.policy.admit(&who, &asked).map_err(|refused| from_policy(&who, &asked, &refused))?;
+        let (token, child_who) =
+            self.impersonator.admit(&believed).await.map_err(|error| from_admission(&error))?;
+        // On the heap once, and then carried by whatever stays open.
+        let mut refused: UntilRefused =
+            Box::pin(Arc::clone(&self.policy).until_refused(version, who.clone(), asked.clone()));
 
         if let Some((protocol, method)) = upgrading {
             let more = take(&self.upgrades, "upgraded streams")?;
-            let upgraded = self.upgrade(request, &who, &token, protocol, &method, (place, more));
+            let places = (place, more);
+            let upgraded = self.upgrade(request, &child_who, &token, protocol, &method, (places, refused));
             return Box::pin(upgraded).await;
         }
         let (head, body) = request.into_parts();
         let inbound = Inbound { method: &head.method, uri: &head.uri, headers: &head.headers };
-        let outbound = impersonate::plain(&who, &token, inbound, without_trailers(body))
+        let outbound = impersonate::plain(&child_who, &token, inbound, without_trailers(body))
             .map_err(|error| from_impersonate(&error))?;
-        let answer = self.upstream.forward(outbound).await.map_err(|error| from_upstream(&error))?;
+        let answer = tokio::select! {
+            biased;
+            answer = self.upstream.forward(outbound) => answer.map_err(|error| from_upstream(&error))?,
+            // A log that has said nothing yet has no head.
+            why = &mut refused => return Err(from_policy(&who, &asked, &why)),
+        };
         if answer.status() == StatusCode::UNAUTHORIZED && !is_proxied(head.uri.path()) {
             return Err(self.token_refused());
         }
-        Ok(answer.map(|body| holding(body, place)))
+        Ok(answer.map(|body| holding(until_refused(body, refused), place)))
     }
 
     /// kube-apiserver says 401 to a token, never to a person: to pass it on would tell people that their
@@ -182,6 +201,35 @@ pub(crate) fn identity(headers: &HeaderMap) -> Result<Identity, Status> {
         (Some(value), None) => Identity::from_header(value).map_err(|error| bad(error.to_string())),
         (None, _) => Err(bad("no identity".to_owned())),
         (Some(_), Some(_)) => Err(bad("more than one identity".to_owned())),
+    }
+}
+
+/// Ends when the owner's policy does not admit a request any more.
+pub(crate) type UntilRefused = Pin<Box<dyn Future<Output = NotAdmitted> + Send>>;
+
+/// What is asked, of an upgrade by its original method.
+fn asked(request: &Request<Incoming>, upgrade: Option<&Method>) -> Result<RequestInfo, Status> {
+    let (method, uri) = (upgrade.unwrap_or_else(|| request.method()), request.uri());
+    RequestInfo::parse(method, uri.path(), uri.query(), upgrade.is_some()).map_err(|error| {
+        Status::new(
+            StatusCode::FORBIDDEN,
+            Reason::Forbidden,
+            format!("the agent of this cluster does not send on what it cannot judge: {error}"),
+        )
+    })
+}
+
+fn from_policy(who: &Identity, asked: &RequestInfo, why: &NotAdmitted) -> Status {
+    match why {
+        NotAdmitted::Refused(refused) => Status::new(
+            StatusCode::FORBIDDEN,
+            Reason::Forbidden,
+            format!("this cluster's own policy does not let user {:?} {asked}: {refused}", who.user()),
+        ),
+        NotAdmitted::Unread(_) => {
+            Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, why.to_string())
+                .retry_after(1)
+        }
     }
 }
 

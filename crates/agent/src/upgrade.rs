@@ -19,7 +19,7 @@ use tunnel_proto::{Body, UpgradeProtocol};
 
 use crate::impersonate::{self, Inbound};
 use crate::limits::COPY_BUFFER;
-use crate::serve::{Service, from_impersonate, from_upstream, full};
+use crate::serve::{Service, UntilRefused, from_impersonate, from_upstream, full};
 use crate::upstream::body::holding;
 use crate::upstream::clean;
 
@@ -35,7 +35,7 @@ impl Service {
         token: &Secret,
         protocol: UpgradeProtocol,
         method: &Method,
-        places: Places,
+        (places, refused): (Places, UntilRefused),
     ) -> Result<Response<Body>, Status> {
         let tunnel = hyper::upgrade::on(&mut request);
         let inbound = Inbound { method, uri: request.uri(), headers: request.headers() };
@@ -67,7 +67,13 @@ impl Service {
             ));
         };
         let child = hyper::upgrade::on(&mut answer);
-        self.tasks.spawn(copy(tunnel, child, places));
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = copy(tunnel, child, places) => {}
+                // Dropping both ends is an error to both sides.
+                why = refused => tracing::info!(%why, "an upgraded stream was ended by the policy"),
+            }
+        });
         Ok(accepted)
     }
 }

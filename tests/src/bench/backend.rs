@@ -118,6 +118,15 @@ async fn answer(request: Request<Incoming>, secret: Arc<Mutex<Value>>) -> Result
                          "metadata": { "name": "kube-system", "uid": CLUSTER_ID } }),
             ));
         }
+        // The bodies stand at paths that are no resource, which the agent's default does not admit.
+        "/api/v1/namespaces/clusternet-system/configmaps/clusternet-agent-policy" => {
+            let policy = "apiVersion: access.towline.io/v1alpha1\nkind: AgentPolicy\npreset: admin\n";
+            return Ok(object(
+                StatusCode::OK,
+                &json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "resourceVersion": "1" },
+                         "data": { "policy.yaml": policy } }),
+            ));
+        }
         "/api/v1/nodes" => {
             return Ok(object(
                 StatusCode::OK,

@@ -9,6 +9,8 @@ use agent::account::{Account, Bearer};
 use agent::config::Address;
 use agent::credentials::Credentials;
 use agent::metrics::Metrics;
+use agent::policy::in_force::InForce;
+use agent::policy::{Policy, Preset};
 use agent::report::Reporter;
 use agent::serve::Service;
 use agent::tokens::{CHECK, Impersonator};
@@ -47,6 +49,8 @@ pub async fn serve(hub: &Target, n: usize, child: Child) -> Result<()> {
         Reporter::new(agent.clone(), Arc::clone(&impersonator)),
         Arc::new(Credentials::new(agent)),
         Metrics::new().0,
+        // The bodies stand at paths that are no resource, which the default does not admit.
+        Arc::new(InForce::fixed(Policy::of(Preset::Admin))),
     ));
     let mut parts = JoinSet::new();
     parts.spawn(async move { impersonator.run(Readiness::new(&[CHECK]), Stop::new()).await });

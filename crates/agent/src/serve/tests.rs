@@ -16,6 +16,7 @@ use tunnel_proto::{Hello, UpgradeProtocol, Welcome, agent_side};
 
 use super::*;
 use crate::account::{Account, Bearer};
+use crate::policy::{Policy, Preset};
 use crate::testing::{Child, Server};
 
 mod evil_hub;
@@ -41,7 +42,16 @@ impl World {
         Self::with(Child::new(groups)).await
     }
 
+    async fn start_with(groups: &[&str], policy: InForce) -> Self {
+        Self::governed(Child::new(groups), policy).await
+    }
+
+    /// With an owner who admits everything that can be admitted.
     async fn with(child: Child) -> Self {
+        Self::governed(child, InForce::fixed(Policy::of(Preset::Admin))).await
+    }
+
+    async fn governed(child: Child, policy: InForce) -> Self {
         let server = child.serve().await;
         let upstream = Arc::new(Upstream::new(&server.address(), server.ca_file()).unwrap());
         let token = Bearer::File(server.scratch.file("token", "agent-token\n"));
@@ -57,6 +67,7 @@ impl World {
             Reporter::new(agent, Arc::clone(&impersonator)),
             credentials,
             Metrics::new().0,
+            Arc::new(policy),
         ));
         let tasks = Tasks::default();
         let (leave, readiness) = (Stop::new(), Readiness::new(&[crate::tokens::CHECK]));
@@ -329,4 +340,35 @@ async fn the_agent_has_no_other_paths() {
     assert!(!world.leave.is_cancelled());
     assert_eq!(world.send(own(Method::POST, PATH_GOAWAY, Value::Null)).await.status(), 204);
     assert!(world.leave.is_cancelled());
+}
+
+#[tokio::test]
+async fn what_the_owner_does_not_admit_never_reaches_the_child() {
+    let world = World::start_with(&["dev"], InForce::fixed(Policy::of(Preset::View))).await;
+    let deleting = request(Method::DELETE, "/api/v1/namespaces/a/pods/b", Some(&alice(&["dev"])));
+    for answer in [
+        world.send(deleting).await,
+        exec(&world, UpgradeProtocol::WebSocket, "/api/v1/namespaces/a/pods/b/exec").await,
+        exec(&world, UpgradeProtocol::Spdy31, "/api/v1/namespaces/a/pods/b/portforward").await,
+        world.send(request(Method::GET, "/api/v1/namespaces/a/pods/b%2Fexec", Some(&alice(&[])))).await,
+    ] {
+        assert_eq!(answer.status(), 403);
+        assert_eq!(answer.headers()[HEADER_AGENT_ERROR], "1");
+    }
+    assert_eq!(world.asked(), 0);
+    let refused = world.send(request(Method::DELETE, "/api/v1/namespaces/a/pods/b", Some(&alice(&[])))).await;
+    let text = body(refused).await;
+    assert!(text.contains("rule preset") && text.contains("clusternet-agent-policy"), "{text}");
+    assert_eq!(world.send(request(Method::GET, "/api/v1/pods", Some(&alice(&[])))).await.status(), 200);
+}
+
+#[tokio::test]
+async fn before_the_policy_is_read_nobody_is_served_and_told_to_come_back() {
+    let world = World::start_with(&[], InForce::unread()).await;
+    let answer = world.send(request(Method::GET, "/version", Some(&alice(&[])))).await;
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()[header::RETRY_AFTER].as_bytes()),
+        (503, &b"1"[..])
+    );
+    assert_eq!(world.asked(), 0);
 }

@@ -36,6 +36,46 @@ pub(crate) fn holding_marked<H: Send + Unpin + 'static>(body: Incoming, held: H)
     Body::new(Held { body, ended: false, held: Some(held), marked: true })
 }
 
+/// The body, until the other future ends: then it breaks off with an error.
+pub(crate) fn until_refused<F>(body: Body, refused: F) -> Body
+where
+    F: Future<Output: std::fmt::Display> + Send + Unpin + 'static,
+{
+    Body::new(UntilRefused { body, refused: Some(refused) })
+}
+
+struct UntilRefused<F> {
+    body: Body,
+    /// Gone once it has ended.
+    refused: Option<F>,
+}
+
+impl<F: Future<Output: std::fmt::Display> + Unpin> HttpBody for UntilRefused<F> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // First, so that a stream that always has something to say ends too.
+        let Some(refused) = self.refused.as_mut() else { return Poll::Ready(None) };
+        if let Poll::Ready(why) = Pin::new(refused).poll(cx) {
+            self.refused = None;
+            return Poll::Ready(Some(Err(why.to_string().into())));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// The body without its trailers.
 pub(crate) fn without_trailers(body: Incoming) -> Body {
     holding(body, ())
