@@ -83,6 +83,8 @@ pub struct ManagedClusterStatus {
     pub capacity: BTreeMap<String, String>,
     /// Sums over the nodes.
     pub allocatable: BTreeMap<String, String>,
+    /// What the child's owner admits out of the tunnel, as the agent says; absent if it says nothing.
+    pub policy: Option<PolicyStatus>,
     /// `Ready`, `TunnelConnected`, `APIServerReachable`, …
     pub conditions: Vec<Condition>,
 }
@@ -99,11 +101,51 @@ pub struct NodeStatistics {
     pub unknown_nodes: u32,
 }
 
+/// The policy that holds in a child, as its agent says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyStatus {
+    /// `default` while the owner has written nothing, else `configmap`.
+    pub source: String,
+    /// `admin`, `edit`, `view` or `no-exec`.
+    pub preset: String,
+    /// What it admits, in plain words.
+    pub summary: String,
+    /// Of the ConfigMap that it was read from.
+    pub resource_version: String,
+    /// The owner has closed the cluster: nobody is admitted.
+    pub closed: bool,
+    /// Why what stands in the ConfigMap now is not in force; empty if it is.
+    pub error: String,
+    /// What was refused last, the latest first.
+    pub last_refusals: Vec<PolicyRefusal>,
+}
+
+/// One request that the child's policy refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyRefusal {
+    /// When, RFC 3339, to the second.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub time: String,
+    /// Who asked.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// For what: `delete pods/web in namespace default`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub asked: String,
+    /// Which rule of the policy refused it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+}
+
 /// The summary: the tunnel stands and the child's API server answers.
 pub const CONDITION_READY: &str = "Ready";
 /// A hub replica holds a live tunnel.
 pub const CONDITION_TUNNEL: &str = "TunnelConnected";
 /// The agent reaches its API server.
 pub const CONDITION_API_SERVER: &str = "APIServerReachable";
+/// The policy that the child's owner has written holds.
+pub const CONDITION_POLICY: &str = "PolicyInForce";
 /// Another agent uses the same identity.
 pub const CONDITION_CONFLICT: &str = "Conflict";

@@ -5,13 +5,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::NodeStatistics;
+use crate::cluster::{NodeStatistics, PolicyRefusal, PolicyStatus};
 use crate::status::printable;
 
 /// Largest report in bytes that the hub reads.
 pub const MAX_REPORT: usize = 64 * 1024;
 /// Longest text in a report after cleaning.
 const MAX_TEXT: usize = 256;
+/// Longest summary and error of a policy: several sentences.
+const MAX_SUMMARY: usize = 1024;
+/// Longest time of a refusal; RFC 3339 takes 20.
+const MAX_TIME: usize = 40;
+/// Most refusals of a policy that are shown.
+pub const MAX_REFUSALS: usize = 10;
 /// Most resource names in `capacity` and `allocatable`.
 const MAX_RESOURCES: usize = 64;
 
@@ -35,6 +41,8 @@ pub struct AgentReport {
     pub api_server_error: String,
     /// What the agent's probe of impersonation found, empty if all is well.
     pub impersonation_error: String,
+    /// What the child's owner admits; an agent that knows no policy says nothing.
+    pub policy: Option<PolicyStatus>,
     /// Nodes by state.
     pub nodes: NodeStatistics,
     /// Sums over the nodes.
@@ -57,6 +65,7 @@ impl AgentReport {
             agent_version: clean(self.agent_version),
             api_server_error: clean(self.api_server_error),
             impersonation_error: clean(self.impersonation_error),
+            policy: self.policy.map(cleaned_policy),
             capacity: resources(self.capacity),
             allocatable: resources(self.allocatable),
             healthz: self.healthz,
@@ -64,6 +73,25 @@ impl AgentReport {
             readyz: self.readyz,
             nodes: self.nodes,
         }
+    }
+}
+
+fn cleaned_policy(policy: PolicyStatus) -> PolicyStatus {
+    let clean = |text: String| printable(&text, MAX_TEXT);
+    let refusal = |refusal: PolicyRefusal| PolicyRefusal {
+        time: printable(&refusal.time, MAX_TIME),
+        user: clean(refusal.user),
+        asked: clean(refusal.asked),
+        rule: clean(refusal.rule),
+    };
+    PolicyStatus {
+        source: clean(policy.source),
+        preset: clean(policy.preset),
+        summary: printable(&policy.summary, MAX_SUMMARY),
+        resource_version: clean(policy.resource_version),
+        closed: policy.closed,
+        error: printable(&policy.error, MAX_SUMMARY),
+        last_refusals: policy.last_refusals.into_iter().take(MAX_REFUSALS).map(refusal).collect(),
     }
 }
 
@@ -81,5 +109,24 @@ mod tests {
         .cleaned();
         assert!(report.kubernetes_version.len() <= MAX_TEXT && !report.kubernetes_version.contains('\u{1b}'));
         assert_eq!(report.capacity.len(), MAX_RESOURCES);
+
+        let long = || format!("\u{1b}[2J{}", "x".repeat(1_000_000));
+        let refusal = PolicyRefusal { time: long(), user: long(), asked: long(), rule: long() };
+        let policy = PolicyStatus {
+            summary: long(),
+            error: long(),
+            preset: long(),
+            last_refusals: vec![refusal; 1000],
+            ..PolicyStatus::default()
+        };
+        let report = AgentReport { policy: Some(policy), ..AgentReport::default() }.cleaned();
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(!text.contains("u001b") && text.len() < 16 * 1024, "{} bytes", text.len());
+    }
+
+    #[test]
+    fn an_agent_that_knows_no_policy_is_understood() {
+        let report: AgentReport = serde_json::from_str(r#"{"kubernetesVersion":"v1.36.0"}"#).unwrap();
+        assert_eq!(report.policy, None);
     }
 }

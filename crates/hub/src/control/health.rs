@@ -310,6 +310,8 @@ fn same_but_observed(old: &ManagedClusterStatus, new: &ManagedClusterStatus) -> 
 
 #[cfg(test)]
 mod tests {
+    use api::cluster::{PolicyRefusal, PolicyStatus};
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -364,5 +366,16 @@ mod tests {
         let patch = patch(&with(&["cpu", "example.com/gpu"]), &with(&["cpu"]));
         assert_eq!(patch["status"]["capacity"], json!({ "cpu": "1", "example.com/gpu": null }));
         assert_eq!(patch["status"]["k8sVersion"], Value::Null, "empty");
+
+        // An error that has passed is named too; inside a list, which is replaced as a whole, nothing is empty.
+        let refusal = PolicyRefusal { user: "alice".to_owned(), ..PolicyRefusal::default() };
+        let policy = PolicyStatus { last_refusals: vec![refusal], ..PolicyStatus::default() };
+        let wrong = PolicyStatus { error: "line 3".to_owned(), ..policy.clone() };
+        let status = |policy| ManagedClusterStatus { policy, ..ManagedClusterStatus::default() };
+        let mended = super::patch(&status(Some(wrong)), &status(Some(policy.clone())));
+        assert_eq!(mended["status"]["policy"].get("error"), Some(&Value::Null));
+        assert_eq!(mended["status"]["policy"]["lastRefusals"], json!([{ "user": "alice" }]));
+        let gone = super::patch(&status(Some(policy)), &status(None));
+        assert_eq!(gone["status"].get("policy"), Some(&Value::Null));
     }
 }

@@ -4,7 +4,8 @@
 //! (api-conventions, "Typical status properties"). What is not known is `Unknown`, never the last good news.
 
 use api::cluster::{
-    CONDITION_API_SERVER, CONDITION_CONFLICT, CONDITION_READY, CONDITION_TUNNEL, ManagedClusterStatus,
+    CONDITION_API_SERVER, CONDITION_CONFLICT, CONDITION_POLICY, CONDITION_READY, CONDITION_TUNNEL,
+    ManagedClusterStatus, PolicyStatus,
 };
 use api::report::AgentReport;
 use jiff::Timestamp;
@@ -70,6 +71,7 @@ pub fn status_of(previous: &ManagedClusterStatus, facts: &Facts<'_>, now: Timest
 
 fn take_report(status: &mut ManagedClusterStatus, report: &AgentReport) {
     (status.healthz, status.livez, status.readyz) = (report.healthz, report.livez, report.readyz);
+    status.policy.clone_from(&report.policy);
     if !report.kubernetes_version.is_empty() {
         status.k8s_version.clone_from(&report.kubernetes_version);
         status.platform.clone_from(&report.platform);
@@ -105,7 +107,8 @@ pub fn conditions(previous: &[Condition], facts: &Facts<'_>, now: Timestamp) -> 
             observed_generation: None,
         });
     }
-    let ours = [CONDITION_READY, CONDITION_TUNNEL, CONDITION_API_SERVER, CONDITION_CONFLICT];
+    let ours =
+        [CONDITION_READY, CONDITION_TUNNEL, CONDITION_API_SERVER, CONDITION_POLICY, CONDITION_CONFLICT];
     all.extend(previous.iter().filter(|condition| !ours.contains(&condition.type_.as_str())).cloned());
     all
 }
@@ -132,7 +135,8 @@ fn findings(facts: &Facts<'_>) -> Vec<Finding> {
                     ),
                 ),
             };
-            vec![ready, connected, api_server, conflict]
+            let policy = report.ok().map(|report| report.policy.as_ref());
+            vec![ready, connected, api_server, policy_in_force(policy), conflict]
         }
         Facts::Lost { since, denied, hub } => {
             let (reason, message) = match since {
@@ -155,10 +159,26 @@ fn findings(facts: &Facts<'_>) -> Vec<Finding> {
                     "NotConnected",
                     "cannot be asked without a tunnel".to_owned(),
                 ),
+                (CONDITION_POLICY, "Unknown", "NotConnected", "no agent is connected".to_owned()),
                 (CONDITION_CONFLICT, "Unknown", "NotConnected", "no agent is connected".to_owned()),
             ]
         }
     }
+}
+
+/// What the agent says of its owner's policy. False means that what the owner wrote last does not hold.
+fn policy_in_force(policy: Option<Option<&PolicyStatus>>) -> Finding {
+    let (status, reason, message) = match policy {
+        None => ("Unknown", "NoReport", "the agent does not say how its cluster is".to_owned()),
+        Some(None) => ("Unknown", "NotReported", "this agent knows no policy; update it".to_owned()),
+        Some(Some(policy)) if !policy.error.is_empty() => {
+            ("False", "Invalid", format!("{}; in force: {}", policy.error, policy.summary))
+        }
+        Some(Some(policy)) if policy.closed => ("True", "Closed", policy.summary.clone()),
+        Some(Some(policy)) if policy.source == "default" => ("True", "Default", policy.summary.clone()),
+        Some(Some(policy)) => ("True", "Configured", policy.summary.clone()),
+    };
+    (CONDITION_POLICY, status, reason, message)
 }
 
 /// What a report says of the child's API server and of the cluster as a whole.
@@ -295,6 +315,31 @@ mod tests {
     }
 
     #[test]
+    fn the_owners_policy_is_shown_with_what_is_wrong_about_it() {
+        let said = |policy: Option<PolicyStatus>| {
+            let report = AgentReport { policy, ..good() };
+            let status = status_of(&ManagedClusterStatus::default(), &live(Ok(&report)), at(2));
+            assert_eq!(status.policy, report.policy);
+            let (status, reason, _) = seen(&status, CONDITION_POLICY);
+            (status.to_owned(), reason.to_owned())
+        };
+        let found = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+        let policy = PolicyStatus { source: "configmap".to_owned(), ..PolicyStatus::default() };
+        assert_eq!(said(None), found("Unknown", "NotReported"));
+        assert_eq!(said(Some(policy.clone())), found("True", "Configured"));
+        let default = PolicyStatus { source: "default".to_owned(), ..policy.clone() };
+        assert_eq!(said(Some(default)), found("True", "Default"));
+        assert_eq!(said(Some(PolicyStatus { closed: true, ..policy.clone() })), found("True", "Closed"));
+        let invalid = PolicyStatus { error: "line 3: preset".to_owned(), closed: true, ..policy };
+        assert_eq!(said(Some(invalid)), found("False", "Invalid"));
+        let lost = Facts::Lost { since: None, denied: false, hub: "h1" };
+        assert_eq!(
+            seen(&status_of(&ManagedClusterStatus::default(), &lost, at(3)), CONDITION_POLICY).0,
+            "Unknown"
+        );
+    }
+
+    #[test]
     fn conditions_of_others_are_kept() {
         let other = Condition {
             type_: "Backup".to_owned(),
@@ -306,7 +351,7 @@ mod tests {
         };
         let good = good();
         let all = conditions(std::slice::from_ref(&other), &live(Ok(&good)), at(2));
-        assert_eq!((all.len(), all.last()), (5, Some(&other)));
+        assert_eq!((all.len(), all.last()), (6, Some(&other)));
     }
 
     #[test]
