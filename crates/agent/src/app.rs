@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::credentials::Credentials;
 use crate::dial::{CHECK_CREDENTIALS, CHECK_TUNNEL, Dialer};
 use crate::metrics::Metrics;
-use crate::policy::in_force::InForce;
+use crate::policy::in_force::{self, InForce};
 use crate::report::Reporter;
 use crate::serve::Service;
 use crate::tokens::{CHECK, Impersonator};
@@ -32,7 +32,7 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
         apiserver = settings.apiserver.authority(),
         "towline-agent starts"
     );
-    let readiness = Readiness::new(&[CHECK_CREDENTIALS, CHECK, CHECK_TUNNEL]);
+    let readiness = Readiness::new(&[CHECK_CREDENTIALS, in_force::CHECK, CHECK, CHECK_TUNNEL]);
     let (metrics, registry) = Metrics::new();
     let admin = TcpListener::bind(settings.admin_listen)
         .await
@@ -43,11 +43,11 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     let agent = Account::new(Arc::clone(&upstream), Bearer::File(settings.token_file));
     let impersonator = Arc::new(Impersonator::new(agent.clone()));
     let credentials = Arc::new(Credentials::new(agent.clone()));
-    let policy = Arc::new(InForce::unread());
+    let policy = Arc::new(InForce::unread().counting(metrics.clone()));
     let service = Arc::new(Service::new(
         upstream,
         Arc::clone(&impersonator),
-        Reporter::new(agent.clone(), Arc::clone(&impersonator)),
+        Reporter::new(agent.clone(), Arc::clone(&impersonator), Arc::clone(&policy)),
         Arc::clone(&credentials),
         metrics,
         Arc::clone(&policy),
@@ -66,12 +66,12 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     let end = Stop::new();
     parts.spawn(runtime::admin::serve(admin, readiness.clone(), registry, end.clone()));
     {
-        let (impersonator, end) = (Arc::clone(&impersonator), end.clone());
+        let (impersonator, readiness, end) = (Arc::clone(&impersonator), readiness.clone(), end.clone());
         parts.spawn(async move { impersonator.run(readiness, end).await });
     }
     {
-        let (policy, end) = (Arc::clone(&policy), end.clone());
-        parts.spawn(async move { policy.run(agent, end).await });
+        let end = end.clone();
+        parts.spawn(async move { policy.run(agent, readiness, end).await });
     }
     let mut dialing = JoinSet::new();
     dialing.spawn(dialer.run(stop.clone()));

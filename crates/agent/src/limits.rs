@@ -73,6 +73,9 @@ pub const POLICY_EVERY: Duration = Duration::from_secs(4);
 /// a kube-apiserver to be restarted or upgraded.
 pub const POLICY_LOST: Duration = Duration::from_secs(600);
 
+/// Refusals of the policy that are logged in one minute; a hub could provoke thousands a second.
+pub const POLICY_REFUSALS_LOGGED: u32 = 30;
+
 /// How long an answer on "may this group be impersonated" is believed.
 pub const GROUP_TTL: Duration = Duration::from_secs(60);
 /// Bytes of group names whose answers are kept.

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::policy::Rule;
 use crate::trouble::Code;
 
 /// All families.
@@ -18,6 +19,12 @@ pub struct Metrics {
     tunnels: Gauge,
     opened: Counter,
     troubles: Family<Kind, Counter>,
+    refusals: Family<Refusal, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    rule: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,6 +55,11 @@ impl Metrics {
             "Failures to register or to open a tunnel, by code",
             metrics.troubles.clone(),
         );
+        registry.register(
+            "policy_refusals",
+            "Requests that the cluster's own policy refused, by rule",
+            metrics.refusals.clone(),
+        );
         (metrics, Arc::new(registry))
     }
 
@@ -58,6 +70,10 @@ impl Metrics {
 
     pub(crate) fn trouble(&self, code: Code) {
         self.troubles.get_or_create(&Kind { code: code.as_str() }).inc();
+    }
+
+    pub(crate) fn refused(&self, rule: Rule) {
+        self.refusals.get_or_create(&Refusal { rule: rule.as_str() }).inc();
     }
 
     /// Counts a tunnel as open until the guard is dropped.

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::account::{Account, AskError};
 use crate::limits::{NODE_PAGES, NODES_PER_PAGE, REPORT_TTL};
+use crate::policy::in_force::InForce;
 use crate::quantity::Quantity;
 use crate::tokens::Impersonator;
 
@@ -20,6 +21,7 @@ use crate::tokens::Impersonator;
 pub struct Reporter {
     agent: Account,
     impersonator: Arc<Impersonator>,
+    policy: Arc<InForce>,
     last: Cache<(), Bytes>,
 }
 
@@ -75,9 +77,9 @@ struct Nodes {
 
 impl Reporter {
     /// `agent` may read versions, health and nodes.
-    pub fn new(agent: Account, impersonator: Arc<Impersonator>) -> Self {
+    pub fn new(agent: Account, impersonator: Arc<Impersonator>, policy: Arc<InForce>) -> Self {
         let last = Cache::builder().max_capacity(1).time_to_live(REPORT_TTL).build();
-        Self { agent, impersonator, last }
+        Self { agent, impersonator, policy, last }
     }
 
     /// The report as JSON, at most [`REPORT_TTL`] old.
@@ -122,6 +124,7 @@ impl Reporter {
             readyz: readyz.unwrap_or(false),
             api_server_error: errors.join("; "),
             impersonation_error: self.impersonator.error(),
+            policy: Some(self.policy.status()),
             nodes: nodes.states,
             capacity: written(&nodes.capacity),
             allocatable: written(&nodes.allocatable),

@@ -116,8 +116,12 @@ impl Service {
         let (token, child_who) =
             self.impersonator.admit(&believed).await.map_err(|error| from_admission(&error))?;
         // On the heap once, and then carried by whatever stays open.
-        let mut refused: UntilRefused =
-            Box::pin(Arc::clone(&self.policy).until_refused(version, who.clone(), asked.clone()));
+        let mut refused: UntilRefused = Box::pin(Arc::clone(&self.policy).until_refused(
+            version,
+            who.clone(),
+            believed.clone(),
+            asked.clone(),
+        ));
 
         if let Some((protocol, method)) = upgrading {
             let more = take(&self.upgrades, "upgraded streams")?;

@@ -43,14 +43,15 @@ pub async fn serve(hub: &Target, n: usize, child: Child) -> Result<()> {
     let upstream = Arc::new(Upstream::new(&address, child.ca)?);
     let agent = Account::new(Arc::clone(&upstream), Bearer::File(child.token));
     let impersonator = Arc::new(Impersonator::new(agent.clone()));
+    // The bodies stand at paths that are no resource, which the default does not admit.
+    let policy = Arc::new(InForce::fixed(Policy::of(Preset::Admin)));
     let service = Arc::new(Service::new(
         upstream,
         Arc::clone(&impersonator),
-        Reporter::new(agent.clone(), Arc::clone(&impersonator)),
+        Reporter::new(agent.clone(), Arc::clone(&impersonator), Arc::clone(&policy)),
         Arc::new(Credentials::new(agent)),
         Metrics::new().0,
-        // The bodies stand at paths that are no resource, which the default does not admit.
-        Arc::new(InForce::fixed(Policy::of(Preset::Admin))),
+        policy,
     ));
     let mut parts = JoinSet::new();
     parts.spawn(async move { impersonator.run(Readiness::new(&[CHECK]), Stop::new()).await });

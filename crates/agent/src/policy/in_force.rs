@@ -6,14 +6,18 @@
 //! nothing, and at the start admits nobody; a ConfigMap that was there and is gone, or cannot be read, leaves the
 //! last good policy in force for [`POLICY_LOST`], then nobody is admitted.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use api::cluster::{PolicyRefusal, PolicyStatus};
 use api::identity::Identity;
 use api::names::SYSTEM_NAMESPACE;
+use api::report::MAX_REFUSALS;
+use api::status::printable;
 use arc_swap::ArcSwap;
 use http::StatusCode;
 use jiff::Timestamp;
+use runtime::readiness::Readiness;
 use runtime::stop::Stop;
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -21,12 +25,37 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::request_info::RequestInfo;
 use super::{POLICY_CONFIGMAP, POLICY_KEY, Policy, Refused, Rule};
 use crate::account::{Account, AskError};
-use crate::limits::{POLICY_EVERY, POLICY_LOST};
+use crate::limits::{POLICY_EVERY, POLICY_LOST, POLICY_REFUSALS_LOGGED};
+use crate::metrics::Metrics;
+
+/// The readiness check of this module.
+pub const CHECK: &str = "policy";
+/// Longest user and request in what is told of a refusal.
+const SHOWN: usize = 256;
 
 /// Holds the policy.
 #[derive(Debug)]
 pub struct InForce {
     version: ArcSwap<Version>,
+    told: ArcSwap<Told>,
+    last: Mutex<Last>,
+    metrics: Metrics,
+}
+
+/// Where the policy is from, and what is wrong with what stands there now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Told {
+    configured: bool,
+    resource_version: String,
+    error: String,
+}
+
+/// What was refused last: ten of at most 1 KiB each.
+#[derive(Debug, Default)]
+struct Last {
+    refusals: VecDeque<PolicyRefusal>,
+    /// Lines logged in the minute that began then; what is beyond is only counted.
+    logged: Option<(Instant, u32)>,
 }
 
 /// One state of affairs.
@@ -103,7 +132,18 @@ impl InForce {
     }
 
     fn holding(held: Held) -> Self {
-        Self { version: ArcSwap::from_pointee(Version { held, replaced: Stop::new() }) }
+        Self {
+            version: ArcSwap::from_pointee(Version { held, replaced: Stop::new() }),
+            told: ArcSwap::default(),
+            last: Mutex::default(),
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// The same, counting what it refuses.
+    #[must_use]
+    pub fn counting(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Judges a request by the version that holds now, which is given back with the person as the owner sees them.
@@ -116,7 +156,7 @@ impl InForce {
         asked: &RequestInfo,
     ) -> Result<(Arc<Version>, Identity), NotAdmitted> {
         let version = self.version.load_full();
-        let policy = version.judge(who, asked)?;
+        let policy = version.judge(who, asked).inspect_err(|refused| self.note(who, asked, refused))?;
         let believed = policy
             .believed(who.clone())
             .map_err(|error| NotAdmitted::Refused(Refused::fixed(Rule::Users, error.to_string())))?;
@@ -128,19 +168,81 @@ impl InForce {
         self: Arc<Self>,
         mut version: Arc<Version>,
         who: Identity,
+        believed: Identity,
         asked: RequestInfo,
     ) -> NotAdmitted {
         loop {
             version.replaced.cancelled().await;
             match self.admit(&who, &asked) {
-                Ok((next, _)) => version = next,
+                Ok((next, now)) if now == believed => version = next,
+                Ok(_) => {
+                    let why = "groups or roles that the request was made with are no longer believed";
+                    return NotAdmitted::Refused(Refused::new(Rule::Users, why, "add them"));
+                }
                 Err(refused) => return refused,
             }
         }
     }
 
+    /// For the report: what holds, what is wrong, what was refused last.
+    pub fn status(&self) -> PolicyStatus {
+        let (version, told) = (self.version.load(), self.told.load());
+        let (preset, summary, closed) = match &version.held {
+            Held::Policy(policy) => {
+                (policy.preset().to_string(), policy.sentences().join("; "), policy.is_closed())
+            }
+            Held::Unread(_) | Held::Nobody(_) => {
+                (String::new(), "there is no policy to go by: nobody is admitted".to_owned(), true)
+            }
+        };
+        PolicyStatus {
+            source: if told.configured { "configmap" } else { "default" }.to_owned(),
+            preset,
+            summary,
+            resource_version: told.resource_version.clone(),
+            closed,
+            error: told.error.clone(),
+            last_refusals: self.last().refusals.iter().cloned().collect(),
+        }
+    }
+
+    fn note(&self, who: &Identity, asked: &RequestInfo, why: &NotAdmitted) {
+        let NotAdmitted::Refused(refused) = why else { return };
+        self.metrics.refused(refused.rule);
+        let refusal = PolicyRefusal {
+            time: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            user: printable(who.user(), SHOWN),
+            asked: printable(&asked.to_string(), SHOWN),
+            rule: refused.rule.to_string(),
+        };
+        let mut last = self.last();
+        let now = Instant::now();
+        let this_minute = last.logged.filter(|(since, _)| now.duration_since(*since).as_secs() < 60);
+        let (since, count) = this_minute.unwrap_or((now, 0));
+        last.logged = Some((since, count.saturating_add(1)));
+        if count < POLICY_REFUSALS_LOGGED {
+            tracing::warn!(
+                user = refusal.user,
+                asked = refusal.asked,
+                rule = refusal.rule,
+                "the policy refused a request"
+            );
+        } else if count == POLICY_REFUSALS_LOGGED {
+            tracing::warn!(
+                "the policy refuses many requests; for the rest of this minute they are only counted"
+            );
+        }
+        last.refusals.truncate(MAX_REFUSALS - 1);
+        last.refusals.push_front(refusal);
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        // Nothing under this lock can panic half way through a change.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads the policy every [`POLICY_EVERY`] until `stop`.
-    pub async fn run(&self, account: Account, stop: Stop) {
+    pub async fn run(&self, account: Account, readiness: Readiness, stop: Stop) {
         let mut keeper = Keeper::default();
         let mut ticks = interval(POLICY_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -156,7 +258,16 @@ impl InForce {
                 tell(&reading);
                 told = Some(reading.clone());
             }
+            let outcome = Told::of(&reading, keeper.seen);
             let held = keeper.next(reading, Instant::now());
+            readiness.set(
+                CHECK,
+                match &held {
+                    Held::Policy(_) => Ok(()),
+                    Held::Unread(why) | Held::Nobody(why) => Err(format!("nobody is admitted: {why}")),
+                },
+            );
+            self.told.store(Arc::new(outcome));
             let opens = match &held {
                 Held::Policy(policy) => policy.is_open_at(Timestamp::now()),
                 Held::Unread(_) | Held::Nobody(_) => true,
@@ -179,6 +290,39 @@ impl InForce {
         }
         let before = self.version.swap(Arc::new(Version { held, replaced: Stop::new() }));
         before.replaced.cancel();
+    }
+}
+
+impl Told {
+    /// `seen` is whether there has been a ConfigMap before.
+    fn of(reading: &Reading, seen: bool) -> Self {
+        match reading {
+            Reading::Text { version, text } => {
+                let read = text
+                    .as_ref()
+                    .map_err(Clone::clone)
+                    .and_then(|text| Policy::read(text).map_err(|mistakes| mistakes.to_string()));
+                Self {
+                    configured: true,
+                    resource_version: version.clone(),
+                    error: read.err().map(|why| format!("the policy is invalid: {why}")).unwrap_or_default(),
+                }
+            }
+            Reading::Absent if !seen => Self::default(),
+            Reading::Absent => Self {
+                configured: true,
+                error: format!(
+                    "ConfigMap {POLICY_CONFIGMAP} was removed; the last one holds for {} min, then nobody is admitted",
+                    POLICY_LOST.as_secs() / 60
+                ),
+                ..Self::default()
+            },
+            Reading::Unreadable(why) => Self {
+                configured: seen,
+                error: format!("the policy cannot be read: {why}"),
+                ..Self::default()
+            },
+        }
     }
 }
 

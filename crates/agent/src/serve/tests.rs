@@ -61,13 +61,14 @@ impl World {
         credentials.state().await.unwrap();
         let held = Credential { token: crate::testing::secret("old"), expires: jiff::Timestamp::UNIX_EPOCH };
         credentials.store(held, "https://parent").await.unwrap();
+        let policy = Arc::new(policy);
         let service = Arc::new(Service::new(
             upstream,
             Arc::clone(&impersonator),
-            Reporter::new(agent, Arc::clone(&impersonator)),
+            Reporter::new(agent, Arc::clone(&impersonator), Arc::clone(&policy)),
             credentials,
             Metrics::new().0,
-            Arc::new(policy),
+            policy,
         ));
         let tasks = Tasks::default();
         let (leave, readiness) = (Stop::new(), Readiness::new(&[crate::tokens::CHECK]));

@@ -70,13 +70,57 @@ async fn what_is_open_ends_when_a_later_version_does_not_admit_it() {
     let in_force = Arc::new(InForce::holding(policy("preset: edit")));
     let alice = Identity::of("alice", &[]).unwrap();
     let asked = RequestInfo::parse(&Method::POST, "/api/v1/namespaces/a/pods/b/exec", None, true).unwrap();
-    let (version, _) = in_force.admit(&alice, &asked).unwrap();
-    let mut open = std::pin::pin!(Arc::clone(&in_force).until_refused(version, alice, asked));
+    let (version, believed) = in_force.admit(&alice, &asked).unwrap();
+    let mut open = std::pin::pin!(Arc::clone(&in_force).until_refused(version, alice, believed, asked));
     in_force.replace(policy("preset: admin"));
     assert!(futures::poll!(open.as_mut()).is_pending(), "still admitted");
     in_force.replace(policy("preset: edit\nclosed: true"));
     let refused = open.await;
     assert!(matches!(refused, NotAdmitted::Refused(Refused { rule: Rule::Closed, .. })), "{refused}");
+}
+
+#[tokio::test]
+async fn what_was_opened_by_a_role_ends_when_the_role_is_no_longer_believed() {
+    let policy = |rest: &str| Keeper::default().next(text("1", rest), Instant::now());
+    let in_force = Arc::new(InForce::holding(policy("preset: edit")));
+    let alice = Identity::of("alice", &["clusternet:admin"]).unwrap();
+    let asked = RequestInfo::parse(&Method::GET, "/api/v1/pods", Some("watch=1"), false).unwrap();
+    let (version, believed) = in_force.admit(&alice, &asked).unwrap();
+    let open = Arc::clone(&in_force).until_refused(version, alice, believed, asked);
+    in_force.replace(policy("preset: edit\nroles: [view]"));
+    assert!(matches!(open.await, NotAdmitted::Refused(Refused { rule: Rule::Users, .. })));
+}
+
+#[test]
+fn the_last_refusals_are_told_and_there_are_never_many() {
+    let in_force = InForce::fixed(Policy::of(crate::policy::Preset::View));
+    for number in 0..1000 {
+        let who = Identity::of(&format!("user-{number}"), &[]).unwrap();
+        let asked = RequestInfo::parse(&Method::DELETE, "/api/v1/namespaces/a/pods/b", None, false).unwrap();
+        in_force.admit(&who, &asked).unwrap_err();
+    }
+    let status = in_force.status();
+    assert_eq!((status.last_refusals.len(), status.preset.as_str()), (MAX_REFUSALS, "view"));
+    let latest = &status.last_refusals[0];
+    assert_eq!((latest.user.as_str(), latest.rule.as_str()), ("user-999", "preset"));
+    assert!(latest.asked.contains("delete pods"), "{latest:?}");
+}
+
+#[test]
+fn what_is_told_says_where_the_policy_is_from_and_what_is_wrong() {
+    let gone = Reading::Unreadable("403".to_owned());
+    assert_eq!(Told::of(&Reading::Absent, false), Told::default());
+    let good = Told::of(&text("7", "preset: view"), false);
+    assert_eq!((good.configured, good.resource_version.as_str(), good.error.as_str()), (true, "7", ""));
+    for (reading, seen, says) in [
+        (text("7", "preset: edti"), false, "invalid"),
+        (Reading::Absent, true, "was removed"),
+        (gone.clone(), false, "cannot be read"),
+        (gone, true, "cannot be read"),
+    ] {
+        let told = Told::of(&reading, seen);
+        assert!(told.error.contains(says), "{told:?}");
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ const LIST: [&str; 26] = [
 ];
 
 /// Whether the child's policy is a part of the service. Rows that only it can refuse wait for it.
-const POLICY_IN_FORCE: bool = false;
+const POLICY_IN_FORCE: bool = true;
 const OF_THE_POLICY: [&str; 5] = ["H-07", "H-13", "H-15", "H-16", "H-17"];
 
 struct Row {
@@ -201,7 +201,7 @@ fn saw(world: &World) -> Vec<String> {
 
 #[tokio::test]
 async fn whatever_an_evil_hub_sends_the_child_sees_nobody_but_whom_it_may() {
-    let world = World::start(&["dev", "clusternet:admin"]).await;
+    let world = World::start_with(&["dev", "clusternet:admin"], InForce::fixed(Policy::DEFAULT)).await;
     let (mut failures, mut sent) = (Vec::new(), 0);
     for row in rows() {
         let elsewhere = ["test:", "policy:"].iter().any(|elsewhere| row.send.starts_with(elsewhere));
