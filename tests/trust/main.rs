@@ -4,6 +4,8 @@
 
 mod canary;
 mod credential;
+mod registration;
+mod revocation;
 mod rotation;
 
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ fn main() -> anyhow::Result<ExitCode> {
         |suite| {
             tests::trials![suite;
                 credential::an_agents_credential_opens_its_own_tunnel_and_nothing_else,
+                credential::an_invitations_token_asks_to_be_registered_and_nothing_else,
                 canary::the_search_finds_what_is_there,
                 canary::no_secret_is_left_where_others_look,
                 rotation::a_new_serving_certificate_of_the_hub_fails_no_request,
@@ -33,6 +36,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 rotation::an_agents_credential_is_renewed_in_its_tunnel_and_nobody_notices,
                 rotation::a_revoked_impersonator_is_replaced_within_seconds,
                 rotation::a_new_front_proxy_ca_overlaps_and_the_old_one_is_cut_off,
+                registration::another_key_waits_for_a_person_who_names_it_and_the_old_one_never_returns,
+                revocation::deleting_the_request_of_a_registered_cluster_takes_nothing_from_it,
+                revocation::denying_ends_everything_within_five_seconds_and_approving_brings_it_back,
+                revocation::deleting_the_service_account_ends_everything_within_five_seconds,
+                revocation::deleting_the_cluster_ends_everything_within_five_seconds,
             ]
         },
     )

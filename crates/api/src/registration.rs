@@ -66,6 +66,10 @@ pub struct ClusterRegistrationRequestStatus {
     /// `Pending`, `Approved`, `Denied` or `Failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<RegistrationResult>,
+    /// Fingerprint of the key that `Approved` is meant for, as whoever decided saw it. Without it an approval counts only
+    /// where no other key can be meant.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub approved_key: String,
     /// Why, and what to do.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error_message: String,

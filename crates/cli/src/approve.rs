@@ -1,11 +1,14 @@
 //! `approve` and `deny`: a person's decision on a cluster. A decision is bound to what the person saw: the
-//! patch carries the version of the object, so a request that changed meanwhile is a conflict, not a yes.
+//! patch carries the version of the object, so a request that changed meanwhile is a conflict, not a yes, and an
+//! approval names the key, which the hub compares once more. Names that look like another cluster's are pointed out.
+
+use std::collections::BTreeSet;
 
 use api::cluster::ManagedCluster;
 use api::names::ClusterId;
 use api::registration::{ClusterRegistrationRequest, RegistrationResult};
 use kube::ResourceExt as _;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::args::{Approve, Deny};
@@ -34,6 +37,7 @@ pub(crate) async fn approve(session: &Session, args: &Approve) -> Result<(), Fai
         };
     }
     say(&card(&request, &registered_as(session, &request).await?));
+    say_similar(session, &request).await?;
     compare(args.fingerprint.as_deref(), &request)?;
     confirm(session, args)?;
     decide(session, &request, &approval(&request)).await?;
@@ -182,20 +186,72 @@ async fn shut(session: &Session, cluster: &ManagedCluster, denied: bool) -> Resu
 }
 
 fn approval(request: &ClusterRegistrationRequest) -> Value {
-    decision(request, "Approved", "")
+    decision(request, "Approved", Some(&request.spec.key_fingerprint), "")
 }
 
 fn denial(request: &ClusterRegistrationRequest, reason: &str) -> Value {
-    decision(request, "Denied", reason)
+    decision(request, "Denied", None, reason)
 }
 
-fn decision(request: &ClusterRegistrationRequest, result: &str, message: &str) -> Value {
-    // A merge patch: null takes an older message away.
+fn decision(
+    request: &ClusterRegistrationRequest,
+    result: &str,
+    approved_key: Option<&str>,
+    message: &str,
+) -> Value {
+    // A merge patch: null takes an older message or key away.
     let message = Some(message).filter(|message| !message.is_empty());
     json!({
-        "metadata": { "resourceVersion": request.resource_version() },
-        "status": { "result": result, "errorMessage": message },
+        "metadata": { "uid": request.uid(), "resourceVersion": request.resource_version() },
+        "status": { "result": result, "approvedKey": approved_key, "errorMessage": message },
     })
+}
+
+/// Points out names that a person could take this one for. Whoever may not see clusters is told about requests only.
+async fn say_similar(session: &Session, request: &ClusterRegistrationRequest) -> Result<(), Failure> {
+    let clusters: Api<ManagedCluster> = Api::all(session.client.clone());
+    let clusters = match session.list("list clusters", &clusters, ListParams::default()).await {
+        Ok(clusters) => clusters,
+        Err(failure) if failure.exit() == Exit::Denied => Vec::new(),
+        Err(failure) => return Err(failure),
+    };
+    let registered = clusters.iter().map(|cluster| (cluster.name_any(), cluster.spec.cluster_id.clone()));
+    let requests = find::requests(session).await?;
+    let asking =
+        requests.iter().map(|other| (other.spec.cluster_name.clone(), other.spec.cluster_id.clone()));
+    let names = similar(request, registered.chain(asking));
+    if !names.is_empty() {
+        let names: Vec<String> = names.iter().map(|name| shown(name)).collect();
+        say(&format!("similar to   {}: look twice whether this is the cluster you mean", names.join(", ")));
+    }
+    Ok(())
+}
+
+/// Names of other clusters that look like the request's: the same one too, for only one can have it.
+fn similar(
+    request: &ClusterRegistrationRequest,
+    others: impl Iterator<Item = (String, String)>,
+) -> BTreeSet<String> {
+    let looks = skeleton(&request.spec.cluster_name);
+    let other = |(name, id): (String, String)| {
+        (id != request.spec.cluster_id && skeleton(&name) == looks).then_some(name)
+    };
+    others.filter_map(other).collect()
+}
+
+/// A name without what the eye does not tell apart. Names of clusters are `a-z`, `0-9` and `-`.
+fn skeleton(name: &str) -> String {
+    let single = |character: char| match character {
+        '0' => 'o',
+        '1' | 'i' => 'l',
+        '5' => 's',
+        '2' => 'z',
+        '8' => 'b',
+        other => other,
+    };
+    let plain: String =
+        name.to_lowercase().chars().filter(|character| !"-_.".contains(*character)).map(single).collect();
+    plain.replace("rn", "m").replace("vv", "w").replace("cl", "d")
 }
 
 /// What the person decides on.
@@ -269,14 +325,52 @@ mod tests {
     fn a_decision_is_bound_to_what_was_seen() {
         let mut request = asking("id-1", "edge-1", None);
         request.metadata.resource_version = Some("41".to_owned());
+        request.metadata.uid = Some("u".to_owned());
         assert_eq!(
             approval(&request),
-            json!({ "metadata": { "resourceVersion": "41" }, "status": { "result": "Approved", "errorMessage": null } })
+            json!({ "metadata": { "uid": "u", "resourceVersion": "41" },
+                    "status": { "result": "Approved", "approvedKey": "SHA256:id-1", "errorMessage": null } })
         );
         assert_eq!(
             denial(&request, "not ours")["status"],
-            json!({ "result": "Denied", "errorMessage": "not ours" })
+            json!({ "result": "Denied", "approvedKey": null, "errorMessage": "not ours" })
         );
+    }
+
+    #[test]
+    fn a_name_that_looks_like_another_clusters_is_pointed_out() {
+        let similar = |name: &str, others: &[(&str, &str)]| {
+            let others = others.iter().map(|(name, id)| ((*name).to_owned(), (*id).to_owned()));
+            similar(&asking("me", name, None), others).into_iter().collect::<Vec<_>>()
+        };
+        for (name, other) in [
+            ("edge-l", "edge-1"),
+            ("edge1", "edge-1"),
+            ("edge--1", "edge-1"),
+            ("pr0d", "prod"),
+            ("rnunich", "munich"),
+            ("vvest", "west"),
+            ("edge-1", "edge-1"),
+        ] {
+            assert_eq!(similar(name, &[(other, "x"), ("elsewhere", "y")]), [other], "{name}");
+        }
+        for (name, other) in [("edge-1", "edge-2"), ("prod", "test"), ("edge-1", "edge-11")] {
+            assert!(similar(name, &[(other, "x")]).is_empty(), "{name} {other}");
+        }
+        assert!(similar("edge-1", &[("edge-1", "me")]).is_empty(), "itself");
+    }
+
+    #[test]
+    fn what_another_side_says_reaches_no_terminal_as_an_escape() {
+        let mut request = asking("i\u{1b}[2K", "n\u{1b}]0;x\u{7}\u{202e}", Some(RegistrationResult::Failed));
+        request.spec.key_fingerprint = "SHA256:\rk\u{9b}31m".to_owned();
+        request.status.as_mut().unwrap().error_message = "why\u{1b}[31m\r\n<b>".to_owned();
+        let key = registered("SHA256:\u{1b}old", false);
+        let texts = [card(&request, &key), after_denial(&request, &key, "kubectl towline")];
+        for text in texts {
+            let escape = |character: char| character.is_control() && character != '\n';
+            assert!(!text.contains(escape) && !text.contains('\u{202e}'), "{text:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,9 @@ use tokio::time::Instant;
 /// cannot tell the tokens of two accounts of one name apart. The rest is for the time that a watch takes.
 pub const KEY_HOLD: Duration = Duration::from_secs(15);
 
+/// In place of a former key that this hub does not know: it is no fingerprint, so it is nobody's.
+const UNKNOWN_KEY: &str = "unknown";
+
 /// One registered child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
@@ -96,7 +99,16 @@ impl Catalog {
         }
     }
 
-    /// How long nobody may open this cluster's tunnel, because it had another key until moments ago.
+    /// Holds this cluster's tunnel for [`KEY_HOLD`] from `since` on: a token of an account that is gone may be
+    /// believed for as long.
+    pub(crate) fn hold(&self, id: &ClusterId, since: Instant) {
+        let mut former = self.former();
+        if former.get(id).is_none_or(|(_, known)| *known < since) {
+            former.insert(id.clone(), (UNKNOWN_KEY.to_owned(), since));
+        }
+    }
+
+    /// How long nobody may open this cluster's tunnel, because it had another key or account until moments ago.
     pub fn held(&self, cluster: &Cluster) -> Option<Duration> {
         let (key, since) = self.former().get(&cluster.id).cloned()?;
         let rest = KEY_HOLD.saturating_sub(since.elapsed());
@@ -169,6 +181,26 @@ mod tests {
         catalog.replace([]);
         catalog.replace([with_key("a", "old")]);
         assert!(!held(), "the same agent comes back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_is_held_whatever_key_it_has_when_its_account_went() {
+        let catalog = Catalog::default();
+        let id: ClusterId = "a".parse().unwrap();
+        catalog.replace([with_key("a", ""), with_key("b", "k")]);
+        let began = Instant::now();
+        catalog.hold(&id, began);
+        assert_eq!(catalog.held(&with_key("a", "")), Some(KEY_HOLD));
+        assert!(catalog.held(&with_key("b", "k")).is_none());
+        tokio::time::advance(KEY_HOLD / 3).await;
+        // Said again of the same moment, it is no longer for that; said of a later one, it is.
+        catalog.hold(&id, began);
+        assert_eq!(catalog.held(&with_key("a", "k")), Some(KEY_HOLD - KEY_HOLD / 3));
+        catalog.hold(&id, Instant::now());
+        tokio::time::advance(KEY_HOLD - Duration::from_millis(1)).await;
+        assert!(catalog.held(&with_key("a", "k")).is_some());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(catalog.held(&with_key("a", "k")).is_none());
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! The controllers: they write objects in the parent, and the watch on those objects fills the catalog that
 //! the request path reads. [`watch`] fills the catalog, [`approval`] turns approved requests into clusters and
 //! removes what belonged to deleted ones, [`health`] writes what is known of each cluster, [`credentials`]
-//! renews what agents dial with, [`gc`] deletes what nobody owns any more.
+//! renews what agents dial with, [`gc`] deletes what nobody owns any more, [`accounts`] cuts off whose account is gone.
 //!
 //! Every write can be made twice, by two replicas, without harm: objects have fixed names, decisions are taken
 //! on what the API says now, and changes carry the resourceVersion that they were decided on. When there is
-//! a leader lease, [`approval`], [`credentials`] and [`gc`] ask it before they write; [`watch`] never writes, and
-//! each replica writes the heartbeats of its own tunnels.
+//! a leader lease, [`approval`], [`credentials`] and [`gc`] ask it before they write; [`watch`] and [`accounts`] never
+//! write, and each replica writes the heartbeats of its own tunnels.
 
+pub mod accounts;
 pub mod approval;
 pub(crate) mod belongings;
+mod claims;
 pub mod credentials;
 pub mod gc;
 pub mod health;
@@ -30,6 +32,7 @@ use tokio::task::JoinSet;
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::tunnels::Tunnels;
+use claims::Claims;
 
 /// What the hub does with the parent's API in one go ends by then, whatever hangs: a dozen small requests, each
 /// answered within 100 ms by a parent that is well. Never for watches, which have no end.
@@ -62,12 +65,14 @@ impl std::fmt::Debug for Control {
 /// One of them ended before that.
 pub async fn run(control: Control) -> anyhow::Result<()> {
     let control = Arc::new(control);
+    let clusters = Claims::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(named("watch", watch::run(Arc::clone(&control))));
-    tasks.spawn(named("approval", approval::run(Arc::clone(&control))));
+    tasks.spawn(named("accounts", accounts::run(Arc::clone(&control))));
+    tasks.spawn(named("approval", approval::run(Arc::clone(&control), clusters.clone())));
     tasks.spawn(named("health", health::run(Arc::clone(&control))));
     tasks.spawn(named("credentials", credentials::run(Arc::clone(&control))));
-    tasks.spawn(named("gc", gc::run(Arc::clone(&control))));
+    tasks.spawn(named("gc", gc::run(Arc::clone(&control), clusters)));
     while let Some(ended) = tasks.join_next().await {
         let (name, result) = ended.context("a controller died")?;
         result.with_context(|| format!("controller {name} failed"))?;

@@ -287,6 +287,12 @@ impl Live {
         self.tunnel.is_closed()
     }
 
+    /// Whether it was cut.
+    #[cfg(test)]
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
     /// Asks the agent to open another tunnel, here or elsewhere, and to let go of this one when its streams are done.
     async fn say_goaway(&self) {
         if let Err(error) = self.ask_agent(Method::POST, PATH_GOAWAY, Bytes::new()).await {

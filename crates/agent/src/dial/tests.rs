@@ -210,6 +210,53 @@ async fn a_refused_credential_is_replaced_through_the_invitation() {
     world.end().await;
 }
 
+/// In which the agent can register once, over loopback.
+const REAL_STEP: Duration = Duration::from_millis(5);
+
+/// Lets the agent's clock run for so long, and the real one meanwhile for as long as its sockets need.
+async fn pass(duration: Duration) {
+    for _ in 0..duration.as_secs() {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+        let _ = timeout(REAL_STEP, std::future::pending::<()>()).await;
+    }
+}
+
+async fn asked(world: &World, times: usize) {
+    let asked = async {
+        while world.hub.registered.lock().unwrap().len() < times {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, asked).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_denied_agent_asks_once_a_minute_and_comes_in_when_the_denial_is_taken_back() {
+    let mut world = World::start(&["Denied", "Denied", "Approved"]).await;
+    for times in 1..=2 {
+        asked(&world, times).await;
+        // A pause is between three quarters of a minute and a whole one.
+        pass(Duration::from_secs(40)).await;
+        assert_eq!(world.hub.registered.lock().unwrap().len(), times, "it asks too often");
+        pass(Duration::from_secs(20)).await;
+    }
+    world.tunnel().await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_could_not_be_set_up_asks_less_and_less_often() {
+    let world = World::start(&["Failed"; 500]).await;
+    asked(&world, 1).await;
+    pass(Duration::from_secs(300)).await;
+    let times = world.hub.registered.lock().unwrap().len();
+    // Pauses are drawn below 1, 2, 4 … 60 s: fifteen times or so, where a first pause each time makes hundreds.
+    assert!((3..=60).contains(&times), "{times} times in 300 s");
+    world.end().await;
+}
+
 #[test]
 fn a_credential_of_another_parent_or_an_expired_one_is_not_dialled_with() {
     let key = Arc::new(crate::key::Key::generate().unwrap());

@@ -6,8 +6,13 @@
 //! (`spec.denied`); `Failed` is the hub's own word for an approval it could not carry out yet, with the reason,
 //! and is tried again. Every step is taken on what the API says at that moment, never on the watch's copy,
 //! and changes carry the resourceVersion they were decided on.
+//!
+//! An approval is for the key that the person saw, and `status.approvedKey` names it, as `kubectl towline approve` does.
+//! One that names another key than the one that asks now is no approval: the request is pending again. One that names
+//! none (`kubectl patch`, or what people have from Clusternet) counts where only one key can be meant: the request has
+//! asked with one key ever since it was made, and no cluster has another.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +21,7 @@ use api::names::{ClusterId, ClusterName, LABEL_CLUSTER_NAME, registration_reques
 use api::registration::{ClusterRegistrationRequest, RegistrationResult};
 use api::status::printable;
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
@@ -27,8 +33,11 @@ use runtime::backoff::Backoff;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::belongings::{self, absent, ensure, ensure_account, ensure_cluster};
-use super::objects::{account, dedicated_namespace, managed_cluster, namespace, role, role_binding};
+use super::belongings::{self, Ensured, absent, ensure, ensure_account, ensure_cluster};
+use super::claims::Claims;
+use super::objects::{
+    KEY_SINCE, account, dedicated_namespace, managed_cluster, namespace, role, role_binding,
+};
 use super::{Control, DEADLINE, catalog_is_filled};
 use crate::join::has_code;
 
@@ -61,9 +70,12 @@ enum Trouble {
     /// It took too long.
     #[error("the parent's API did not answer within {} s", DEADLINE.as_secs())]
     Slow,
-    /// The same name is being set up at this moment.
-    #[error("another cluster of this name is being set up")]
-    NameBusy,
+    /// The approval does not say which key, or says another one.
+    #[error("{0}")]
+    Unnamed(String),
+    /// The same name, or what was left of the same cluster, is being worked on at this moment.
+    #[error("another cluster of this name is being set up, or what was left of this one is being removed")]
+    Busy,
     /// Its `ManagedCluster` cannot be read.
     #[error("the ManagedCluster in {0} cannot be read: {1}")]
     Malformed(String, String),
@@ -73,10 +85,11 @@ impl Trouble {
     /// Somebody else changed the same object: another replica, or a person. Not worth telling anybody.
     fn is_lost_race(&self) -> bool {
         match self {
-            Self::NameBusy | Self::Withdrawn => true,
+            Self::Busy | Self::Withdrawn => true,
             Self::Api(_, error) | Self::Belonging(belongings::Trouble::Api(_, error)) => has_code(error, 409),
             Self::Belonging(belongings::Trouble::NotOurs { .. })
             | Self::Refused(_)
+            | Self::Unnamed(_)
             | Self::Slow
             | Self::Malformed(..) => false,
         }
@@ -109,11 +122,13 @@ struct Context {
     control: Arc<Control>,
     retries: Mutex<HashMap<String, Retry>>,
     /// Names that are being set up, so that two requests for one name cannot both find it free.
-    names: Arc<Mutex<HashSet<ClusterName>>>,
+    names: Claims<ClusterName>,
+    /// Clusters that are being set up or removed, here or by [`super::gc`].
+    clusters: Claims<ClusterId>,
 }
 
 /// Runs until stop.
-pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
+pub(super) async fn run(control: Arc<Control>, clusters: Claims<ClusterId>) -> anyhow::Result<()> {
     // With an empty catalog every approved request would look like one whose cluster was deleted.
     if !catalog_is_filled(&control).await {
         return Ok(());
@@ -123,7 +138,8 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
     let changes = futures::stream::unfold(control.catalog.registrations(), |mut changes| async move {
         changes.changed().await.ok().map(|()| ((), changes))
     });
-    let context = Arc::new(Context { control, retries: Mutex::default(), names: Arc::default() });
+    let (retries, names) = (Mutex::default(), Claims::default());
+    let context = Arc::new(Context { control, retries, names, clusters });
     let forgetting = Arc::clone(&context);
     Controller::new(requests, watcher::Config::default())
         .with_config(Config::default().concurrency(CONCURRENCY))
@@ -204,6 +220,7 @@ async fn judge_and_act(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Ac
     }
 
     // Something is to be done, as far as the watches have told: now ask the API itself.
+    let _claim = context.clusters.take(&id).ok_or(Trouble::Busy)?;
     let requests: Api<Request> = Api::all(control.client.clone());
     let request =
         requests.get_opt(&name).await.map_err(|error| Trouble::Api("reading the request", error))?;
@@ -229,6 +246,11 @@ async fn judge_and_act(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Ac
                 tracing::debug!(request = name, %trouble, "a registration request was changed meanwhile");
             } else {
                 tracing::warn!(request = name, %trouble, "a registration request could not be carried out");
+                if let Trouble::Unnamed(why) = &trouble {
+                    ask_again(&requests, &request, why).await?;
+                    lock(&context.retries).remove(&name);
+                    return Ok(Action::await_change());
+                }
                 // Only an approval can fail; a denial or removal that fails is tried again as it stands.
                 if step == Step::SetUp {
                     report(&requests, &request, &trouble).await;
@@ -306,19 +328,20 @@ async fn set_up(
         .cluster_name
         .parse()
         .map_err(|error| Trouble::Refused(format!("spec.clusterName: {error}")))?;
-    let _claim = Claim::new(&context.names, &name)?;
+    let new_key = found.is_some_and(|found| found.spec.key_fingerprint != request.spec.key_fingerprint);
+    check_named(request, new_key)?;
+    let _claim = context.names.take(&name).ok_or(Trouble::Busy)?;
     refuse_taken_name(control, id, &name).await?;
     if let Some(found) = found
         && found.name_any() != name.as_str()
     {
         return Err(Trouble::Refused(format!("this cluster is already registered as {}", found.name_any())));
     }
-    let new_key = found.is_some_and(|found| found.spec.key_fingerprint != request.spec.key_fingerprint);
 
     let client = &control.client;
     let space = dedicated_namespace(id);
-    ensure(&Api::<Namespace>::all(client.clone()), &namespace(id, &name), id, "creating the namespace")
-        .await?;
+    let spaces: Api<Namespace> = Api::all(client.clone());
+    let first = ensure(&spaces, &namespace(id, &name), id, "creating the namespace").await?;
     ensure(&Api::<ClusterRole>::all(client.clone()), &role(id, &name), id, "creating the role").await?;
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
     ensure(&bindings, &role_binding(id, &name), id, "creating the role binding").await?;
@@ -333,10 +356,20 @@ async fn set_up(
     let account = account(id, &name, &request.spec.key_fingerprint);
     ensure_account(&accounts, &account, id, new_key).await?;
     match found {
-        None => ensure_cluster(&clusters, &managed_cluster(id, &name, &request.spec), id).await?,
+        None => {
+            let mut cluster = managed_cluster(id, &name, &request.spec);
+            // A namespace is never deleted: an account in it may have been believed until a moment ago.
+            if first == Ensured::WasThere {
+                cluster.annotations_mut().insert(KEY_SINCE.to_owned(), Timestamp::now().to_string());
+            }
+            ensure_cluster(&clusters, &cluster, id).await?;
+        }
         Some(found) if new_key => {
             let patch = json!({
-                "metadata": { "resourceVersion": found.metadata.resource_version },
+                "metadata": {
+                    "resourceVersion": found.metadata.resource_version,
+                    "annotations": { KEY_SINCE: Timestamp::now() },
+                },
                 "spec": { "keyFingerprint": request.spec.key_fingerprint },
             });
             clusters
@@ -405,25 +438,43 @@ async fn withdraw(
     }
 }
 
-/// Holds a name while it is being set up.
-struct Claim {
-    names: Arc<Mutex<HashSet<ClusterName>>>,
-    name: ClusterName,
-}
-
-impl Claim {
-    fn new(names: &Arc<Mutex<HashSet<ClusterName>>>, name: &ClusterName) -> Result<Self, Trouble> {
-        if !lock(names).insert(name.clone()) {
-            return Err(Trouble::NameBusy);
+/// Whether the approval is for the key that asks now. `new_key`: a registered cluster would lose its own.
+fn check_named(request: &Request, new_key: bool) -> Result<(), Trouble> {
+    let asks = &request.spec.key_fingerprint;
+    let named = request.status.as_ref().map(|status| status.approved_key.as_str()).unwrap_or_default();
+    let command = format!(
+        "kubectl towline approve {} --fingerprint {}",
+        printable(&request.spec.cluster_name, 64),
+        printable(asks, 64)
+    );
+    if !named.is_empty() {
+        if named == asks {
+            return Ok(());
         }
-        Ok(Self { names: Arc::clone(names), name: name.clone() })
+        return Err(Trouble::Unnamed(format!(
+            "not approved: the approval was for key {}, and {asks} asks now; if that is the agent's: {command}",
+            printable(named, 64)
+        )));
     }
+    // The spec of a request is another one only when another key or name asks. Without a generation it is no CRD's.
+    if request.metadata.generation == Some(1) && !new_key {
+        return Ok(());
+    }
+    let why = if new_key { "the cluster has another key" } else { "more than one key has asked" };
+    Err(Trouble::Unnamed(format!(
+        "not approved: {why}, and the approval does not say which it is for: {command}"
+    )))
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        lock(&self.names).remove(&self.name);
-    }
+/// Takes an approval back that does not say what it is for, and says so to whoever gave it.
+async fn ask_again(requests: &Api<Request>, request: &Request, why: &str) -> Result<(), Trouble> {
+    let patch = json!({
+        "metadata": { "resourceVersion": request.metadata.resource_version },
+        "status": { "result": RegistrationResult::Pending, "errorMessage": why, "approvedKey": null },
+    });
+    let patched =
+        requests.patch_status(&request.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+    patched.map(|_| ()).map_err(|error| Trouble::Api("writing the request's status", error))
 }
 
 async fn refuse_taken_name(control: &Control, id: &ClusterId, name: &ClusterName) -> Result<(), Trouble> {
@@ -554,17 +605,29 @@ mod tests {
         }
         let mut leaving = request(Some(Approved), false);
         leaving.metadata.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
         assert_eq!(decide(&leaving, None), Step::Nothing);
     }
 
     #[test]
-    fn a_name_is_set_up_once_at_a_time() {
-        let names = Arc::default();
-        let name: ClusterName = "edge".parse().unwrap();
-        let claim = Claim::new(&names, &name).unwrap();
-        assert!(Claim::new(&names, &name).is_err());
-        drop(claim);
-        assert!(Claim::new(&names, &name).is_ok());
+    fn an_approval_is_for_the_key_that_it_names() {
+        for (what, named, generation, new_key, good) in [
+            ("named", "k", Some(3), false, true),
+            ("named, and it replaces another", "k", Some(1), true, true),
+            ("another was named", "other", Some(1), false, false),
+            ("by another spelling", "K", Some(1), false, false),
+            ("none, and only one has asked", "", Some(1), false, true),
+            ("none, and another asked before", "", Some(2), false, false),
+            ("none, and the cluster has another", "", Some(1), true, false),
+            ("none, of an object without generations", "", None, false, false),
+        ] {
+            let mut request = request(Some(RegistrationResult::Approved), false);
+            request.metadata.generation = generation;
+            request.status.as_mut().unwrap().approved_key = named.to_owned();
+            let checked = check_named(&request, new_key).map_err(|trouble| trouble.to_string());
+            assert_eq!(checked.is_ok(), good, "{what}: {checked:?}");
+            let command = "--fingerprint k";
+            assert!(checked.err().is_none_or(|why| why.contains(command)), "{what}");
+        }
     }
 }

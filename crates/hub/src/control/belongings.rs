@@ -41,23 +41,30 @@ pub(super) enum Trouble {
     },
 }
 
+/// Whether an object had to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ensured {
+    Created,
+    WasThere,
+}
+
 /// Creates an object, or makes sure that the one of this name is this cluster's.
 pub(super) async fn ensure<K>(
     api: &Api<K>,
     object: &K,
     id: &ClusterId,
     doing: &'static str,
-) -> Result<(), Trouble>
+) -> Result<Ensured, Trouble>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
 {
     match api.create(&PostParams::default(), object).await {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(Ensured::Created),
         Err(error) if has_code(&error, 409) => {}
         Err(error) => return Err(Trouble::Api(doing, error)),
     }
     let there = api.get_metadata(&object.name_any()).await.map_err(|error| Trouble::Api(doing, error))?;
-    if is_of(there.labels(), id) { Ok(()) } else { Err(not_ours::<K>(object.name_any(), id)) }
+    if is_of(there.labels(), id) { Ok(Ensured::WasThere) } else { Err(not_ours::<K>(object.name_any(), id)) }
 }
 
 /// Creates the agent's account, or makes sure that it is this cluster's and was made for this key. Tokens name

@@ -1,5 +1,5 @@
-//! A parent's API for tests: objects in memory behind a loopback listener, with resourceVersions, conflicts,
-//! preconditions, label selectors, status subresources and token requests. A test may look at each request
+//! A parent's API for tests: objects in memory behind a loopback listener, with resourceVersions, generations,
+//! conflicts, preconditions, label selectors, status subresources and token requests. A test may look at each request
 //! before it is answered, change the objects under it, refuse it or let it hang.
 
 use std::collections::BTreeMap;
@@ -184,13 +184,17 @@ fn carry_out(
             }
             if status_only {
                 object = json!({ "status": object["status"] });
-                let mut whole = there;
+                let mut whole = there.clone();
                 merge(&mut whole, &object);
                 whole["status"] = object["status"].clone();
                 object = whole;
             } else if path.contains("clusternet.io") {
                 object["status"] = there["status"].clone();
             }
+            // As for a CRD with a status of its own.
+            let generation = there["metadata"]["generation"].as_u64().unwrap_or(1);
+            let changed = object["spec"] != there["spec"];
+            object["metadata"]["generation"] = (generation + u64::from(changed)).into();
             stamp(state, path, &mut object);
             objects.insert(path.to_owned(), object.clone());
             Ok(object)
@@ -277,6 +281,9 @@ fn stamp(state: &State, path: &str, object: &mut Value) {
     metadata["resourceVersion"] = version.to_string().into();
     if metadata["uid"].is_null() {
         metadata["uid"] = format!("uid-{version}").into();
+    }
+    if metadata["generation"].is_null() {
+        metadata["generation"] = 1.into();
     }
     if metadata["creationTimestamp"].is_null() {
         metadata["creationTimestamp"] = "2026-01-01T00:00:00Z".into();

@@ -20,6 +20,7 @@ use kube::{Api, ResourceExt as _};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::belongings;
+use super::claims::Claims;
 use super::objects::dedicated_namespace;
 use super::{Control, DEADLINE, catalog_is_filled};
 use crate::join::has_code;
@@ -47,7 +48,7 @@ enum Trouble {
 }
 
 /// Runs until stop.
-pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
+pub(super) async fn run(control: Arc<Control>, clusters: Claims<ClusterId>) -> anyhow::Result<()> {
     if !catalog_is_filled(&control).await {
         return Ok(());
     }
@@ -76,13 +77,13 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
         if let Some(gone) = gone {
             warn(
                 "what belonged to a cluster that is gone could not be deleted",
-                in_time(forget(&control, gone)).await,
+                in_time(forget(&control, &clusters, gone)).await,
             );
             continue;
         }
         warn("ended invitations could not be deleted", in_time(invitations(&control)).await);
         if rounds.next() == Some(0) {
-            let all = in_time(orphans(&control, &mut suspects)).await;
+            let all = in_time(orphans(&control, &clusters, &mut suspects)).await;
             warn("what belonged to forgotten clusters could not be deleted", all);
         }
     }
@@ -142,7 +143,11 @@ async fn invitations(control: &Control) -> Result<(), Trouble> {
 /// the list. An account is never without its role: it is made after it, and removed with it. An invitation has no
 /// owner between its first use and the request that follows: it has to be found twice, and `suspects` are those of
 /// the round before.
-async fn orphans(control: &Control, suspects: &mut BTreeSet<String>) -> Result<(), Trouble> {
+async fn orphans(
+    control: &Control,
+    clusters: &Claims<ClusterId>,
+    suspects: &mut BTreeSet<String>,
+) -> Result<(), Trouble> {
     let bindings: Api<ClusterRoleBinding> = Api::all(control.client.clone());
     let roles: Api<ClusterRole> = Api::all(control.client.clone());
     let secrets: Api<Secret> = Api::namespaced(control.client.clone(), SYSTEM_NAMESPACE);
@@ -162,18 +167,20 @@ async fn orphans(control: &Control, suspects: &mut BTreeSet<String>) -> Result<(
     }
     ids.extend(used.intersection(suspects).cloned());
     *suspects = used;
-    forget(control, ids.iter().filter_map(|id| id.parse().ok()).collect()).await
+    forget(control, clusters, ids.iter().filter_map(|id| id.parse().ok()).collect()).await
 }
 
-/// Removes what belonged to those of these clusters that are really gone.
-async fn forget(control: &Control, ids: Vec<ClusterId>) -> Result<(), Trouble> {
+/// Removes what belonged to those of these clusters that are really gone. A cluster is claimed before anything is looked
+/// at: one that comes back meanwhile is set up when all is away, not in the middle of it.
+async fn forget(control: &Control, clusters: &Claims<ClusterId>, ids: Vec<ClusterId>) -> Result<(), Trouble> {
     let requests: Api<ClusterRegistrationRequest> = Api::all(control.client.clone());
     let known = control.catalog.all();
     for id in ids.into_iter().filter(|id| !known.contains_key(id)) {
-        let clusters: Api<ManagedCluster> =
-            Api::namespaced(control.client.clone(), &dedicated_namespace(&id));
+        // Being set up: it is not gone.
+        let Some(_claim) = clusters.take(&id) else { continue };
+        let objects: Api<ManagedCluster> = Api::namespaced(control.client.clone(), &dedicated_namespace(&id));
         // Any object there counts, also one that cannot be read.
-        if !clusters.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
+        if !objects.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
             continue;
         }
         // With a request it is the approvals' to remove, which need the request to begin again with.
@@ -269,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn all_that_a_forgotten_cluster_left_is_removed() {
         let (api, control) = leftovers().await;
-        orphans(&control, &mut BTreeSet::new()).await.unwrap();
+        orphans(&control, &Claims::default(), &mut BTreeSet::new()).await.unwrap();
         assert_eq!(api.paths(), Vec::<String>::new());
     }
 
@@ -279,9 +286,32 @@ mod tests {
             let (api, control) = leftovers().await;
             // Neither is in the catalog: a watch may be late.
             api.put(&owner, &json!({ "metadata": {}, "spec": "not to be read" }));
-            orphans(&control, &mut BTreeSet::new()).await.unwrap();
+            orphans(&control, &Claims::default(), &mut BTreeSet::new()).await.unwrap();
             assert_eq!(api.paths().len(), 5, "{owner}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_is_being_set_up_is_no_orphan() {
+        let (api, control) = leftovers().await;
+        let clusters = Claims::default();
+        let claim = clusters.take(&"c1".parse().unwrap()).unwrap();
+        orphans(&control, &clusters, &mut BTreeSet::new()).await.unwrap();
+        assert_eq!(api.paths().len(), 4);
+        drop(claim);
+        // The other way round: nobody sets up what is being cleared away.
+        let (asked, held) = (clusters.clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+        let found = Arc::clone(&held);
+        api.hook(move |_, line| {
+            if line.starts_with("DELETE") {
+                let busy = asked.take(&"c1".parse().unwrap()).is_none();
+                found.store(busy, std::sync::atomic::Ordering::Relaxed);
+            }
+            Reaction::Go
+        });
+        orphans(&control, &clusters, &mut BTreeSet::new()).await.unwrap();
+        assert_eq!(api.paths(), Vec::<String>::new());
+        assert!(held.load(std::sync::atomic::Ordering::Relaxed));
     }
 
     #[tokio::test]
@@ -291,9 +321,9 @@ mod tests {
             api.delete(path);
         }
         let mut suspects = BTreeSet::new();
-        orphans(&control, &mut suspects).await.unwrap();
+        orphans(&control, &Claims::default(), &mut suspects).await.unwrap();
         assert!(api.get(INVITATION).is_some(), "its request may be on its way");
-        orphans(&control, &mut suspects).await.unwrap();
+        orphans(&control, &Claims::default(), &mut suspects).await.unwrap();
         assert!(api.get(INVITATION).is_none());
     }
 
@@ -314,7 +344,7 @@ mod tests {
             Reaction::Go
         });
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(run(Arc::clone(&control)));
+        tasks.spawn(run(Arc::clone(&control), Claims::default()));
         // Its first round is over when it has looked for the invitations of orphans, after those that ended.
         let secrets = "GET /api/v1/namespaces/clusternet-system/secrets";
         let mut wait_for = async |wanted: &str| {

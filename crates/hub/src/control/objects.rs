@@ -18,6 +18,10 @@ use crate::join::sha256_hex;
 /// Annotation of an agent's account: the fingerprint of the key that it was made for.
 pub const KEY_FINGERPRINT: &str = "access.towline.io/key-fingerprint";
 
+/// Annotation of a `ManagedCluster`: since when it has its key, if an agent with another one may have been believed
+/// until then. A hub that starts was not there, and waits until nobody is believed any more.
+pub const KEY_SINCE: &str = "access.towline.io/key-since";
+
 /// The namespace of a cluster: it follows from the id, so nobody has to look it up. Hashed, since an id may be
 /// 63 characters long and a namespace too; eight digits, for people read it. Should two ids ever meet, the
 /// second is refused with a message.

@@ -3,6 +3,9 @@
 //! Only an object in the dedicated namespace of its own cluster id counts: whoever may write in another
 //! namespace cannot make traffic of a cluster that is not theirs go elsewhere (Clusternet did, by label).
 //! One object that cannot be read is logged and left out; it stops nothing.
+//!
+//! A hub that was not there when a cluster got its key reads in the object since when the cluster has it, and holds the
+//! tunnel of one that got it moments ago.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,28 +14,44 @@ use std::time::Duration;
 use api::cluster::ManagedCluster;
 use api::names::ClusterId;
 use futures::StreamExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
 use kube::{Api, ResourceExt as _};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::Control;
-use super::objects::dedicated_namespace;
-use crate::catalog::{Cluster, same_but_seen};
+use super::objects::{KEY_SINCE, dedicated_namespace};
+use crate::catalog::{Cluster, KEY_HOLD, same_but_seen};
 use crate::rewatch::Rewatch;
 
 /// Heartbeats change nothing but `last_seen`; with 10,000 clusters there are 170 of them each second, and
 /// every replacement copies the catalog. They are gathered for so long.
 const GATHER: Duration = Duration::from_secs(5);
 
+/// By how much the clocks of two hubs may differ. It costs no more than [`KEY_HOLD`], once, for clusters that got a
+/// key this long before a hub started.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
+
+/// One object.
+#[derive(Debug, Clone)]
+struct Entry {
+    created: Timestamp,
+    key_since: Option<Timestamp>,
+    cluster: Cluster,
+}
+
+type Entries = BTreeMap<(String, String), Entry>;
+
 /// All that the watch has told, by namespace and name.
 #[derive(Debug, Default)]
 struct Seen {
-    objects: BTreeMap<(String, String), (Timestamp, Cluster)>,
+    objects: Entries,
     /// While a list arrives, what it held so far.
-    arriving: Option<BTreeMap<(String, String), (Timestamp, Cluster)>>,
+    arriving: Option<Entries>,
+    /// When the first list was complete: from then on this hub sees each change of a key by itself.
+    complete: Option<Instant>,
 }
 
 /// How soon the catalog has to follow.
@@ -68,6 +87,10 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
         waiting |= urgency == Urgency::Heartbeat;
         if urgency == Urgency::Now {
             waiting = false;
+            // Before anybody can see the cluster.
+            for (id, since) in seen.young(Timestamp::now()) {
+                control.catalog.hold(id, since);
+            }
             control.catalog.replace(seen.clusters());
         }
     }
@@ -88,12 +111,15 @@ impl Seen {
             }
             Event::InitDone => {
                 self.objects = self.arriving.take().unwrap_or_default();
+                self.complete.get_or_insert_with(Instant::now);
                 Urgency::Now
             }
             Event::Apply(object) => {
                 let Some((key, entry)) = read(object) else { return Urgency::Nothing };
                 match self.objects.insert(key, entry.clone()) {
-                    Some((created, old)) if created == entry.0 && same_but_seen(&old, &entry.1) => {
+                    Some(old)
+                        if old.created == entry.created && same_but_seen(&old.cluster, &entry.cluster) =>
+                    {
                         Urgency::Heartbeat
                     }
                     _ => Urgency::Now,
@@ -108,14 +134,26 @@ impl Seen {
 
     /// One per id. Two objects for one cluster in its namespace: the older one counts.
     fn clusters(&self) -> Vec<Cluster> {
-        let mut chosen: HashMap<&ClusterId, &(Timestamp, Cluster)> = HashMap::new();
+        let mut chosen: HashMap<&ClusterId, &Entry> = HashMap::new();
         for entry in self.objects.values() {
-            let id = &entry.1.id;
-            if chosen.get(id).is_none_or(|other| entry.0 < other.0) {
+            let id = &entry.cluster.id;
+            if chosen.get(id).is_none_or(|other| entry.created < other.created) {
                 chosen.insert(id, entry);
             }
         }
-        chosen.into_values().map(|(_, cluster)| cluster.clone()).collect()
+        chosen.into_values().map(|entry| entry.cluster.clone()).collect()
+    }
+
+    /// Clusters that may have got their key before this hub could see it, moments ago; and since when they are held.
+    fn young(&self, now: Timestamp) -> Vec<(&ClusterId, Instant)> {
+        let Some(complete) = self.complete.filter(|complete| complete.elapsed() < KEY_HOLD) else {
+            return Vec::new();
+        };
+        let hold = SignedDuration::try_from(KEY_HOLD).unwrap_or_default();
+        // A time to come is that of a clock that is ahead.
+        let young = |since: &Timestamp| now.duration_since(*since) < hold + CLOCK_SKEW;
+        let young = self.objects.values().filter(|entry| entry.key_since.as_ref().is_some_and(young));
+        young.map(|entry| (&entry.cluster.id, complete)).collect()
     }
 }
 
@@ -123,14 +161,13 @@ fn names(object: &DeserializeGuard<ManagedCluster>) -> (String, String) {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-type Entry = ((String, String), (Timestamp, Cluster));
-
-fn read(object: DeserializeGuard<ManagedCluster>) -> Option<Entry> {
+fn read(object: DeserializeGuard<ManagedCluster>) -> Option<((String, String), Entry)> {
     let (namespace, name) = names(&object);
     let created = object.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
+    let key_since = object.annotations().get(KEY_SINCE).and_then(|since| since.parse().ok());
     let cluster = object.0.map_err(|error| error.to_string()).and_then(|object| cluster(&object));
     match cluster {
-        Ok(cluster) => Some(((namespace, name), (created, cluster))),
+        Ok(cluster) => Some(((namespace, name), Entry { created, key_since, cluster })),
         Err(error) => {
             tracing::warn!(namespace, name, error, "this ManagedCluster is left out");
             None
@@ -214,6 +251,45 @@ mod tests {
         seen.take(Event::Apply(object("older", "1", EARLY, json!({}))));
         let names: Vec<_> = seen.clusters().into_iter().map(|cluster| cluster.name.to_string()).collect();
         assert_eq!(names, ["older"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hub_that_starts_holds_those_that_got_a_key_while_it_was_away() {
+        let with_key_since = |id: &str, since: &str| {
+            let namespace = dedicated_namespace(&id.parse().unwrap());
+            let metadata = json!({ "name": id, "namespace": namespace, "annotations": { KEY_SINCE: since } });
+            object(id, id, EARLY, json!({ "metadata": metadata }))
+        };
+        let mut seen = Seen::default();
+        let now: Timestamp = "2026-06-01T12:00:00Z".parse().unwrap();
+        let young = |seen: &Seen| {
+            let mut ids: Vec<_> = seen.young(now).into_iter().map(|(id, _)| id.to_string()).collect();
+            ids.sort();
+            ids
+        };
+        seen.take(Event::Init);
+        for (id, since) in [
+            ("just-now", "2026-06-01T11:59:57Z"),
+            ("by-a-slow-clock", "2026-06-01T11:55:00Z"),
+            ("by-a-fast-clock", "2026-06-01T12:04:00Z"),
+            ("long-ago", "2026-06-01T11:50:00Z"),
+            ("no-time", "yesterday"),
+        ] {
+            seen.take(Event::InitApply(with_key_since(id, since)));
+        }
+        seen.take(Event::InitApply(object("never", "never", EARLY, json!({}))));
+        assert!(young(&seen).is_empty(), "nobody is let in before the list is complete");
+        seen.take(Event::InitDone);
+        assert_eq!(young(&seen), ["by-a-fast-clock", "by-a-slow-clock", "just-now"]);
+        // One that comes back at once under another key was removed before this hub was there.
+        seen.take(Event::Apply(with_key_since("again", "2026-06-01T12:00:00Z")));
+        assert!(young(&seen).contains(&"again".to_owned()));
+        // A list that is read again makes nobody wait again.
+        tokio::time::advance(KEY_HOLD).await;
+        seen.take(Event::Init);
+        seen.take(Event::InitApply(with_key_since("just-now", "2026-06-01T11:59:57Z")));
+        seen.take(Event::InitDone);
+        assert!(young(&seen).is_empty());
     }
 
     #[test]

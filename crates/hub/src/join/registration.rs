@@ -202,7 +202,11 @@ impl Join {
                 },
             };
             let decided = match request {
-                Ok(request) => decide(&requests, &request, decision).await,
+                // An invitation that approves means whichever key has used it.
+                Ok(request) => {
+                    let key = (decision == RegistrationResult::Approved).then_some(&applicant.fingerprint);
+                    decide(&requests, &request, decision, key).await
+                }
                 Err(error) => Err(error),
             };
             match decided {
@@ -247,7 +251,7 @@ impl Join {
                 Ok(status)
             }
             Ok(None) => Ok(setting_up()),
-            Err(error) if has_code(&error, 404) => Ok(setting_up()),
+            Err(error) if has_code(&error, 404) => Ok(without_account(&known)),
             Err(error) => Err(parent_trouble("making the credential", &error)),
         }
     }
@@ -298,6 +302,15 @@ fn status(result: RegistrationResult, message: String, retry: u32) -> ClusterReg
 
 fn setting_up() -> ClusterRegistrationStatus {
     status(RegistrationResult::Pending, "approved; the hub is setting the cluster up".to_owned(), 1)
+}
+
+/// It is being made at this moment, or somebody took the credential back by deleting it.
+fn without_account(cluster: &Cluster) -> ClusterRegistrationStatus {
+    let message = format!(
+        "approved, but the cluster's account {}/{AGENT_ACCOUNT} is not there; if somebody deleted it in the parent: kubectl towline unregister {}, then register it again",
+        cluster.namespace, cluster.name
+    );
+    status(RegistrationResult::Pending, message, ASK_PENDING)
 }
 
 fn unknown() -> Refusal {
@@ -527,7 +540,7 @@ async fn write(
     request.metadata.annotations =
         invitation.made.map(|made| [(INVITED_AT.to_owned(), made.to_string())].into());
     let Some(existing) = existing else { return requests.create(&PostParams::default(), &request).await };
-    let undecided = decide(requests, existing, RegistrationResult::Pending).await?;
+    let undecided = decide(requests, existing, RegistrationResult::Pending, None).await?;
     // Against the version that was read: a person's decision in between is a conflict, not lost.
     request.metadata.resource_version = undecided.metadata.resource_version;
     requests.replace(&name, &PostParams::default(), &request).await
@@ -538,11 +551,12 @@ async fn decide(
     requests: &Api<ClusterRegistrationRequest>,
     request: &ClusterRegistrationRequest,
     decision: RegistrationResult,
+    approved_key: Option<&String>,
 ) -> Result<ClusterRegistrationRequest, kube::Error> {
     let name = request.metadata.name.as_deref().unwrap_or_default();
     let patch = json!({
         "metadata": { "resourceVersion": request.metadata.resource_version },
-        "status": { "result": decision, "errorMessage": null },
+        "status": { "result": decision, "approvedKey": approved_key, "errorMessage": null },
     });
     let written = requests.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     tracing::info!(
@@ -554,6 +568,8 @@ async fn decide(
     Ok(written)
 }
 
+#[cfg(test)]
+mod abuse;
 #[cfg(test)]
 mod against_the_api;
 

@@ -8,7 +8,7 @@ use runtime::stop::Stop;
 use serde_json::Value;
 
 use super::super::fake_api::{FakeApi, Objects, Reaction};
-use super::super::objects::KEY_FINGERPRINT;
+use super::super::objects::{KEY_FINGERPRINT, KEY_SINCE};
 use super::*;
 use crate::catalog::Catalog;
 use crate::config::Settings;
@@ -44,6 +44,7 @@ fn request(key: &str, result: RegistrationResult, set_up: bool) -> Request {
     let mut request = Request::new("clusternet-c1", spec);
     request.status = Some(ClusterRegistrationRequestStatus {
         result: Some(result),
+        approved_key: if result == RegistrationResult::Approved { key.to_owned() } else { String::new() },
         managed_cluster_name: if set_up { "edge".to_owned() } else { String::new() },
         ..ClusterRegistrationRequestStatus::default()
     });
@@ -69,7 +70,8 @@ impl World {
         let context = Arc::new(Context {
             control: Arc::new(control),
             retries: Mutex::default(),
-            names: Arc::default(),
+            names: Claims::default(),
+            clusters: Claims::default(),
         });
         Self { api, context }
     }
@@ -249,4 +251,188 @@ async fn unregistering_removes_what_is_the_clusters() {
     world.api.delete(&cluster_path());
     world.reconcile().await.unwrap();
     assert_eq!(world.api.paths(), [format!("/api/v1/namespaces/{}", space())]);
+}
+
+/// As `kubectl patch clsrr --subresource=status` approves: nothing is said of a key.
+fn approve_plainly(world: &World) {
+    let mut request = world.api.get(REQUEST).unwrap();
+    request["status"]["result"] = "Approved".into();
+    request["status"].as_object_mut().unwrap().remove("approvedKey");
+    world.api.put(REQUEST, &request);
+}
+
+#[tokio::test]
+async fn an_approval_that_names_no_key_lets_a_new_cluster_in_and_replaces_no_key() {
+    let world = World::start().await;
+    world.api.put(REQUEST, &request("k", RegistrationResult::Pending, false));
+    approve_plainly(&world);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster()["spec"]["keyFingerprint"], "k");
+
+    // Its request was deleted, and another key asks in a new one.
+    world.api.put(REQUEST, &request("thief", RegistrationResult::Pending, true));
+    approve_plainly(&world);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster()["spec"]["keyFingerprint"], "k");
+    assert_eq!(world.status()["result"], "Pending");
+    let message = world.status()["errorMessage"].as_str().unwrap().to_owned();
+    assert!(message.contains("kubectl towline approve edge --fingerprint thief"), "{message}");
+}
+
+#[tokio::test]
+async fn an_approval_that_names_no_key_is_none_once_two_have_asked() {
+    let world = World::start().await;
+    let mut second = serde_json::to_value(request("second", RegistrationResult::Pending, false)).unwrap();
+    second["metadata"]["generation"] = 2.into();
+    world.api.put(REQUEST, &second);
+    approve_plainly(&world);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.status()["result"], "Pending");
+    assert!(world.api.get(&cluster_path()).is_none());
+}
+
+#[tokio::test]
+async fn an_approval_for_the_key_that_was_seen_is_none_for_the_one_that_asks_now() {
+    let world = World::start().await;
+    let mut overtaken = request("now", RegistrationResult::Approved, false);
+    overtaken.status.as_mut().unwrap().approved_key = "seen".to_owned();
+    world.api.put(REQUEST, &overtaken);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.status()["result"], "Pending");
+    assert_eq!(world.status()["approvedKey"], Value::Null, "it does not wait for its key to come back");
+    let message = world.status()["errorMessage"].as_str().unwrap().to_owned();
+    assert!(message.contains("for key seen") && message.contains("--fingerprint now"), "{message}");
+    assert!(world.api.get(&cluster_path()).is_none());
+}
+
+#[tokio::test]
+async fn an_object_tells_since_when_a_cluster_has_its_key_if_another_was_believed_before() {
+    let since = |world: &World| world.cluster()["metadata"]["annotations"][KEY_SINCE].clone();
+    let world = World::with_cluster("old").await;
+    assert_eq!(since(&world), Value::Null, "nobody was believed before");
+    world.api.put(REQUEST, &request("new", RegistrationResult::Approved, true));
+    world.reconcile().await.unwrap();
+    let at: Timestamp = since(&world).as_str().unwrap().parse().unwrap();
+    assert!(Timestamp::now().duration_since(at).as_secs() < 60);
+
+    // Unregistered, and registered anew: the namespace tells that there was an account.
+    world.api.delete(&cluster_path());
+    world.reconcile().await.unwrap();
+    assert!(world.api.get(REQUEST).is_none());
+    world.api.put(REQUEST, &request("third", RegistrationResult::Approved, false));
+    world.reconcile().await.unwrap();
+    assert!(since(&world).is_string());
+}
+
+#[tokio::test]
+async fn a_key_that_comes_back_after_its_cluster_was_removed_waits_for_a_person() {
+    let world = World::with_cluster("k").await;
+    let before = world.api.get(&account_path()).unwrap()["metadata"]["uid"].clone();
+    world.api.delete(&cluster_path());
+    world.reconcile().await.unwrap();
+    world.api.put(REQUEST, &request("k", RegistrationResult::Pending, false));
+    world.reconcile().await.unwrap();
+    assert!(world.api.get(&cluster_path()).is_none());
+    world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+    world.reconcile().await.unwrap();
+    assert_ne!(world.api.get(&account_path()).unwrap()["metadata"]["uid"], before, "no old token is good");
+}
+
+#[tokio::test]
+async fn approved_deleted_and_approved_again_leaves_one_whole_cluster() {
+    let world = World::start().await;
+    for _ in 0..3 {
+        world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+        let asked = format!("POST {}", cluster_path().rsplit_once('/').unwrap().0);
+        world.api.hook(when(asked, |objects| drop(objects.remove(REQUEST))));
+        assert!(matches!(world.reconcile().await, Err(Trouble::Withdrawn)));
+    }
+    world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+    world.reconcile().await.unwrap();
+    for path in [account_path(), cluster_path(), ROLE.to_owned(), BINDING.to_owned()] {
+        assert!(world.api.get(&path).is_some(), "{path}");
+    }
+    assert_eq!(world.status()["result"], "Approved");
+}
+
+#[tokio::test]
+async fn denying_after_the_approval_shuts_out_and_the_last_word_counts() {
+    let world = World::with_cluster("k").await;
+    world.api.put(REQUEST, &request("k", RegistrationResult::Denied, true));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster()["spec"]["denied"], true);
+    // A denial that comes while the approval is being carried out.
+    let world = World::start().await;
+    world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+    world.api.hook(when(format!("PATCH {REQUEST}/status"), |objects| {
+        let request = objects.get_mut(REQUEST).unwrap();
+        request["status"]["result"] = "Denied".into();
+        request["metadata"]["resourceVersion"] = "999".into();
+    }));
+    assert!(matches!(world.reconcile().await, Err(Trouble::Withdrawn)));
+    assert_eq!(world.status()["result"], "Denied");
+    let known = world.cluster();
+    world.context.control.catalog.replace([crate::catalog::Cluster {
+        id: id(),
+        name: "edge".parse().unwrap(),
+        namespace: space(),
+        key_fingerprint: known["spec"]["keyFingerprint"].as_str().unwrap().to_owned(),
+        denied: false,
+        last_seen: None,
+    }]);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster()["spec"]["denied"], true);
+}
+
+#[tokio::test]
+async fn a_hub_that_was_away_finishes_what_was_approved_once() {
+    let world = World::start().await;
+    world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+    // It stops in the middle: the account is there, the cluster is not.
+    let stops = format!("POST {}", cluster_path().rsplit_once('/').unwrap().0);
+    world.api.hook(move |_, line| if line == stops { Reaction::Refuse(503) } else { Reaction::Go });
+    world.reconcile().await.unwrap_err();
+    let account = world.api.get(&account_path()).unwrap()["metadata"]["uid"].clone();
+    world.api.hook(|_, _| Reaction::Go);
+    lock(&world.context.retries).clear();
+    for _ in 0..2 {
+        world.reconcile().await.unwrap();
+    }
+    assert_eq!(world.status()["result"], "Approved");
+    assert_eq!(world.api.get(&account_path()).unwrap()["metadata"]["uid"], account, "one account");
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_being_cleared_away_is_set_up_after_that() {
+    let world = World::start().await;
+    world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+    let clearing = world.context.clusters.take(&id()).unwrap();
+    let trouble = world.reconcile().await.unwrap_err();
+    assert!(trouble.is_lost_race(), "{trouble}");
+    assert!(world.api.get(ROLE).is_none());
+    drop(clearing);
+    world.reconcile().await.unwrap();
+    assert!(world.api.get(&cluster_path()).is_some());
+}
+
+#[tokio::test]
+async fn a_name_that_another_cluster_has_is_not_given_twice() {
+    let world = World::start().await;
+    let other: ClusterId = "c2".parse().unwrap();
+    let theirs = format!(
+        "/apis/clusters.clusternet.io/v1beta1/namespaces/{}/managedclusters/edge",
+        dedicated_namespace(&other)
+    );
+    let labels = json!({ "clusters.clusternet.io/cluster-name": "edge" });
+    world.api.put(
+        &theirs,
+        &json!({ "apiVersion": "clusters.clusternet.io/v1beta1", "kind": "ManagedCluster",
+                 "metadata": { "labels": labels }, "spec": { "clusterId": "c2", "keyFingerprint": "x" } }),
+    );
+    world.api.put(REQUEST, &request("k", RegistrationResult::Approved, false));
+    world.reconcile().await.unwrap_err();
+    assert_eq!(world.status()["result"], "Failed");
+    let message = world.status()["errorMessage"].as_str().unwrap().to_owned();
+    assert!(message.contains("the name edge is taken"), "{message}");
+    assert_eq!(world.api.paths(), [REQUEST.to_owned(), theirs], "nothing was made");
 }

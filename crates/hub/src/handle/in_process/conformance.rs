@@ -1,20 +1,34 @@
-//! `docs/conformance.md`, `docs/security.md` and `tests/abuse-cases.tsv` name the tests that show their promises. Here it is
-//! checked that those tests exist, so that neither can promise what nobody tests any more.
+//! `docs/conformance.md`, `docs/security.md`, `docs/registration.md` and `tests/abuse-cases.tsv` name the tests that show
+//! their promises. Here it is checked that those tests exist, so that none can promise what nobody tests any more, and
+//! that each case of abuse that was once listed has a row.
 
 use std::path::{Path, PathBuf};
 
 const DOCUMENT: &str = include_str!("../../../../../docs/conformance.md");
 const SECURITY: &str = include_str!("../../../../../docs/security.md");
+const REGISTRATION: &str = include_str!("../../../../../docs/registration.md");
 const TABLE: &str = include_str!("../../../../../tests/abuse-cases.tsv");
 /// Checks in the document.
 const CHECKS: usize = 56;
+
+/// Situations in the document on registration, and ways to end a right.
+const SITUATIONS: usize = 37;
+/// Cases of abuse at the tunnel's endpoint, out of the tunnel, and at registration, by number. None is left out in silence.
+const CASES: [(&str, &str); 3] = [
+    ("E", "01 03 05 06 07 08 09 10 11 12 13 17 19 21 22 24 25"),
+    (
+        "A",
+        "02 03 05 06 09 10 11 13 14 15 19 20 21 22 25 26 28 29 30 31 32 34 36 37 38 39 41 42 44 45 46 48 49 64 65 66 \
+         67 68 69 70 72 75 76 77 78 80 81 82",
+    ),
+    ("R", "01 02 03 05 07 10 11 13 15 20 23 30 31 33 34 36 40 41 42 44 45 46 47"),
+];
 
 /// The files in which a test of this path can stand.
 fn files(module: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (source, module) = match module {
-        ["e2e", module @ ..] => (root.join("tests/e2e"), module),
-        ["trust", module @ ..] => (root.join("tests/trust"), module),
+        [suite @ ("e2e" | "trust"), module @ ..] => (root.join("tests").join(suite), module),
         ["cli", "process"] => (root.join("crates/cli/tests"), &["process"][..]),
         ["tunnel_proto", "it", module @ ..] => (root.join("crates/tunnel-proto/tests/it"), module),
         [name, module @ ..] => (root.join("crates").join(name.replace('_', "-")).join("src"), module),
@@ -28,25 +42,22 @@ fn files(module: &[&str]) -> Vec<PathBuf> {
     }
 }
 
-/// A suite whose `main.rs` lists its tests.
-fn is_suite(name: &str) -> bool {
-    ["e2e", "trust"].contains(&name)
-}
-
 /// Why there is no such test.
 fn missing(test: &str) -> Option<String> {
     let path: Vec<_> = test.split("::").collect();
     let (name, module) = path.split_last()?;
+    let suite = module.first().copied().filter(|suite| matches!(*suite, "e2e" | "trust"));
     let found = files(module).into_iter().find_map(|file| {
         let text = std::fs::read_to_string(file).ok()?;
         let (before, _) = text.split_once(&format!("fn {name}("))?;
         let attributes = before.rsplit("\n\n").next()?.rsplit("}\n").next()?;
-        Some(is_suite(module[0]) || attributes.contains("#[test]") || attributes.contains("#[tokio::test"))
+        Some(suite.is_some() || attributes.contains("#[test]") || attributes.contains("#[tokio::test"))
     });
-    let run = !is_suite(module[0])
-        || files(&[module[0], "main"]).iter().any(|file| {
+    let run = suite.is_none_or(|suite| {
+        files(&[suite, "main"]).iter().any(|file| {
             std::fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("{}::{name},", module[1])))
-        });
+        })
+    });
     match found {
         None => Some(format!("{test} does not exist")),
         Some(false) => Some(format!("{test} is no test")),
@@ -86,6 +97,41 @@ fn every_threat_names_tests_that_exist() {
 }
 
 #[test]
+fn every_situation_of_a_registration_names_a_test_that_exists() {
+    let mut wrong = Vec::new();
+    let rows =
+        REGISTRATION.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| situation |"));
+    let rows: Vec<_> = rows.filter(|line| !line.starts_with("| what a person does |")).collect();
+    for row in &rows {
+        let shown = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let tests: Vec<_> = shown.split('`').filter(|text| text.contains("::")).collect();
+        if tests.is_empty() {
+            wrong.push(format!("nothing shows: {row}"));
+        }
+        wrong.extend(tests.into_iter().filter_map(missing));
+    }
+    assert_eq!(rows.len(), SITUATIONS);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_case_of_abuse_has_a_row() {
+    let ids: Vec<_> = TABLE.lines().filter_map(|line| line.split('\t').next()).collect();
+    for (kind, numbers) in CASES {
+        for number in numbers.split(' ') {
+            let id = format!("{kind}-{number}");
+            assert_eq!(ids.iter().filter(|known| **known == id).count(), 1, "{id}");
+        }
+    }
+    let silent = TABLE.lines().skip(1).filter(|line| {
+        let columns: Vec<_> = line.split('\t').collect();
+        columns[5] == "-" && columns[9].is_empty()
+    });
+    let silent: Vec<_> = silent.collect();
+    assert!(silent.is_empty(), "neither tried nor explained: {silent:?}");
+}
+
+#[test]
 fn a_name_that_nobody_wrote_is_noticed() {
     assert_eq!(missing("hub::authz::tests::masters_are_not_asked_about"), None);
     for test in [
@@ -93,6 +139,7 @@ fn a_name_that_nobody_wrote_is_noticed() {
         "hub::authz::tests::who",
         "hub::nowhere::tests::masters_are_not_asked_about",
         "e2e::main::trial",
+        "trust::credential::place",
     ] {
         assert!(missing(test).is_some(), "{test}");
     }

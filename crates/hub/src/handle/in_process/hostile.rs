@@ -170,6 +170,13 @@ fn breaks() -> Vec<Case> {
         case("a stream that the agent opens", BAD, |_| head(2, END, &[(":method", "GET"), (":path", "/")])),
         case("a promise", BAD, |id| frames::frame(5, frames::END_HEADERS, id, &[0, 0, 0, 2, 0x82])),
         case("an answer to a stream that nobody opened", BAD, |_| head(4_001, END, &[OK])),
+        case("an answer behind its own end", Left::Whole(200, "ok"), |id| {
+            [head(id, 0, &[OK]), data(id, END, "ok"), head(id, END, &[OK])].concat()
+        }),
+        case("a frame of a type that nobody knows", Left::Whole(200, "ok"), |id| {
+            [frames::frame(0xbe, 0xff, id, b"what"), head(id, 0, &[OK]), data(id, END, "ok")].concat()
+        }),
+        case("data for the connection itself", BAD, |_| data(0, END, "x")),
         case("a window of more than 2^31", BAD, |_| {
             frames::frame(frames::WINDOW_UPDATE, 0, 0, &i32::MAX.to_be_bytes())
         }),

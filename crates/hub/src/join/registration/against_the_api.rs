@@ -12,14 +12,15 @@ use crate::control::DEADLINE;
 use crate::control::fake_api::{FakeApi, Reaction};
 use crate::control::objects::dedicated_namespace;
 
-const REQUEST: &str = "/apis/clusters.clusternet.io/v1beta1/clusterregistrationrequests/clusternet-c1";
-const SECRETS: &str = "/api/v1/namespaces/clusternet-system/secrets";
-const NOW: &str = "1111111111111111";
+pub(super) const REQUEST: &str =
+    "/apis/clusters.clusternet.io/v1beta1/clusterregistrationrequests/clusternet-c1";
+pub(super) const SECRETS: &str = "/api/v1/namespaces/clusternet-system/secrets";
+pub(super) const NOW: &str = "1111111111111111";
 const BEFORE: &str = "2222222222222222";
 const UNUSED: &str = "3333333333333333";
 const OTHERS: &str = "4444444444444444";
 
-async fn world() -> (FakeApi, Join) {
+pub(super) async fn world() -> (FakeApi, Join) {
     let api = FakeApi::start().await;
     let settings = Settings {
         public_url: Some("https://parent".to_owned()),
@@ -36,7 +37,7 @@ fn applicant(key: &str) -> Applicant {
     Applicant { invitation: NOW.to_owned(), cluster: "c1".parse().unwrap(), fingerprint: key.to_owned() }
 }
 
-fn invitation(id: &str, auto_approve: bool, used_by: Option<&str>) -> Stored {
+pub(super) fn invitation(id: &str, auto_approve: bool, used_by: Option<&str>) -> Stored {
     Stored {
         id: id.to_owned(),
         hash: sha256_hex(b"secret"),
@@ -51,7 +52,7 @@ fn invitation(id: &str, auto_approve: bool, used_by: Option<&str>) -> Stored {
     }
 }
 
-fn cluster(key: &str) -> Cluster {
+pub(super) fn cluster(key: &str) -> Cluster {
     let id: ClusterId = "c1".parse().unwrap();
     Cluster {
         namespace: dedicated_namespace(&id),
@@ -200,4 +201,56 @@ async fn a_parent_that_does_not_answer_keeps_nobody_waiting_for_ever() {
     let refused = tokio::time::timeout(DEADLINE * 2, refused).await.unwrap();
     assert_eq!(refused.unwrap_err().to_status().code, 503);
     assert!(asked.elapsed() < DEADLINE + Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn an_agent_whose_account_was_deleted_waits_and_is_told_what_helps() {
+    let (api, join) = world().await;
+    approved(&api, "k");
+    join.catalog.replace([cluster("k")]);
+    let status = join.proceed(&applicant("k"), &invitation(NOW, false, Some("c1"))).await.unwrap();
+    assert_eq!((status.result, status.credential), (RegistrationResult::Pending, None));
+    assert!(status.message.contains("kubectl towline unregister edge"), "{}", status.message);
+}
+
+#[tokio::test]
+async fn an_invitation_that_approves_names_the_key_that_used_it() {
+    let (api, join) = world().await;
+    join.proceed(&applicant("k"), &invitation(NOW, true, Some("c1"))).await.unwrap();
+    assert_eq!(api.get(REQUEST).unwrap()["status"]["result"], "Approved");
+    assert_eq!(api.get(REQUEST).unwrap()["status"]["approvedKey"], "k");
+    // Another key asks: what was said of the first is taken back before the request is written anew.
+    let newer = Stored { id: BEFORE.to_owned(), ..invitation(NOW, false, Some("c1")) };
+    join.proceed(&applicant("other"), &newer).await.unwrap();
+    let status = &api.get(REQUEST).unwrap()["status"];
+    assert_eq!((&status["result"], &status["approvedKey"]), (&json!("Pending"), &json!(null)));
+}
+
+#[tokio::test]
+async fn one_of_two_that_use_an_invitation_at_once_gets_it() {
+    let (api, join) = world().await;
+    let secret = Hidden::from("secret".to_owned());
+    api.put(&format!("{SECRETS}/invitation-{NOW}"), &invitation(NOW, false, None).to_secret("alice", None));
+    let other = Applicant { cluster: "c2".parse().unwrap(), ..applicant("other") };
+    let first = applicant("k");
+    let (one, two) = tokio::join!(join.admit(&first, &secret), join.admit(&other, &secret));
+    let refused = match (one, two) {
+        (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+        both => panic!("{both:?}"),
+    };
+    assert_eq!(refused.to_status().code, 409);
+}
+
+#[tokio::test]
+async fn an_invitation_that_was_deleted_is_as_unknown_as_one_that_never_was() {
+    let (api, join) = world().await;
+    put_invitations(&api);
+    let secret = Hidden::from("secret".to_owned());
+    join.admit(&applicant("k"), &secret).await.unwrap();
+    api.delete(&format!("{SECRETS}/invitation-{NOW}"));
+    let gone = join.admit(&applicant("k"), &secret).await.unwrap_err().to_status();
+    let never = Applicant { invitation: "5555555555555555".to_owned(), ..applicant("k") };
+    let never = join.admit(&never, &secret).await.unwrap_err().to_status();
+    assert_eq!((gone.code, &gone.message), (never.code, &never.message));
+    assert_eq!(gone.code, 401);
 }
