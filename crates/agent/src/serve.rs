@@ -79,6 +79,7 @@ impl Service {
     /// Answers one request. `leave` is set off when the hub says that it goes away.
     pub async fn answer(self: Arc<Self>, leave: Stop, request: Request<Incoming>) -> Response<Body> {
         let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+        let to_head = request.method() == Method::HEAD;
         let answer = match authority.as_deref() {
             Some(AUTHORITY_KUBERNETES) => self.kubernetes(request).await,
             Some(AUTHORITY_AGENT) => Box::pin(self.control(&leave, request)).await,
@@ -90,7 +91,9 @@ impl Service {
         };
         let answer = answer.unwrap_or_else(|status| {
             tracing::debug!(code = status.code.as_u16(), why = status.message, "refused a request");
-            refusal(&status)
+            let refusal = refusal(&status);
+            // A body behind HEAD would reset the stream before the hub has read the head (RFC 9110 section 9.3.2).
+            if to_head { refusal.map(|_| full(Bytes::new())) } else { refusal }
         });
         self.metrics.answered(answer.status(), answer.headers().contains_key(HEADER_AGENT_ERROR));
         answer

@@ -197,3 +197,55 @@ async fn thousands_of_users_are_each_themselves_and_none_is_lost() {
         assert_eq!(user.strip_prefix("user-"), path.strip_prefix("/of/"));
     }
 }
+
+/// Counts what is logged with WARN or above.
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// H-34: the child's owner learns of all of them, and no disk is filled with them.
+#[tokio::test]
+async fn thousands_of_refusals_are_counted_and_few_are_logged() {
+    const USERS: usize = 2_000;
+    let (metrics, registry) = Metrics::new();
+    let world = World::start_with(&[], InForce::fixed(Policy::of(Preset::View)).counting(metrics)).await;
+    let world = &world;
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let logged = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
+    let asked = stream::iter(0..USERS).map(|number| async move {
+        let who = Identity::of(&format!("user-{number}"), &[]).unwrap();
+        let pod = "/api/v1/namespaces/default/pods/web";
+        world.send(request(Method::DELETE, pod, Some(&who))).await.status()
+    });
+    let answers: Vec<_> = asked.buffer_unordered(64).collect().await;
+    drop(logged);
+    assert!(answers.iter().all(|status| *status == 403), "each is answered");
+    assert_eq!(world.asked(), 0);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains(&format!("policy_refusals_total{{rule=\"preset\"}} {USERS}\n")), "{text}");
+    // One more line says that the rest is only counted.
+    let allowed = usize::try_from(crate::limits::POLICY_REFUSALS_LOGGED).unwrap() + 1;
+    let lines = warnings.load(Ordering::SeqCst);
+    assert!((1..=2 * allowed).contains(&lines), "{lines} lines, in two minutes at most");
+}
