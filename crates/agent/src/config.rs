@@ -122,14 +122,15 @@ impl Address {
 /// # Errors
 /// What is wrong with it.
 pub fn parse_https(text: &str) -> Result<(Address, String), String> {
+    // Whoever writes a password into it shall not find it in a log.
+    if text.contains('@') {
+        return Err("a user or password in the URL is not allowed".to_owned());
+    }
     let uri: Uri = text.trim().parse().map_err(|error| format!("{text:?} is no URL: {error}"))?;
     if uri.scheme_str() != Some("https") {
         return Err(format!("{text:?} has to begin with https://"));
     }
     let authority = uri.authority().ok_or_else(|| format!("{text:?} has no host"))?;
-    if authority.as_str().contains('@') {
-        return Err("a user or password in the URL is not allowed".to_owned());
-    }
     if uri.query().is_some() {
         return Err(format!("{text:?} has a query"));
     }
@@ -332,6 +333,20 @@ mod tests {
             assert!(parse_https(bad).is_err(), "{bad}");
         }
         assert!(Address::parse("https://a/b").is_err());
+    }
+
+    #[test]
+    fn no_mistake_shows_a_password() {
+        for bad in [
+            "https://user:hunter2@a",
+            "http://user:hunter2@a",
+            "https://user:hunter2@a/b",
+            "https://user:hunter2@a b",
+            "user:hunter2@a",
+        ] {
+            let why = Address::parse(bad).unwrap_err();
+            assert!(!why.contains("hunter2"), "{why}");
+        }
     }
 
     #[test]

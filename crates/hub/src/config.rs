@@ -1,6 +1,7 @@
 //! Flags and environment (`TOWLINE_*`) of the hub, checked once and all at once: whoever starts it learns of
 //! every mistake in one go. Nothing else in this crate reads the environment.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::limits::{self, Limits};
 const MAX_INVITATION_TTL: Duration = Duration::from_hours(7 * 24);
 /// Shortest: `TokenRequest` gives no token of less than ten minutes (apiserver `authentication/validation`).
 const MIN_INVITATION_TTL: Duration = Duration::from_mins(10);
+/// Largest CA file: it goes into each manifest, and a ConfigMap or Secret takes no more.
+const MAX_CA_FILE: u64 = 1024 * 1024;
 /// Longest pause between SIGTERM and the first closed door, and longest grace after it. A pod's whole
 /// grace period is 30 s unless somebody changed it.
 const MAX_SHUTDOWN: Duration = Duration::from_mins(10);
@@ -227,7 +230,9 @@ impl Config {
 
 /// An https origin without credentials, query or fragment; a trailing slash is dropped.
 fn https_address(text: &str) -> Result<String, String> {
-    let refuse = |why: &str| Err(format!("{text:?} {why}, like https://kubernetes.example.com:6443"));
+    // Whoever writes a password into it shall not find it in a log.
+    let shown = if text.contains('@') { "a URL with credentials".to_owned() } else { format!("{text:?}") };
+    let refuse = |why: &str| Err(format!("{shown} {why}, like https://kubernetes.example.com:6443"));
     let Ok(url) = text.parse::<http::Uri>() else { return refuse("is no URL") };
     if url.scheme_str() != Some("https") {
         return refuse("has to begin with https://");
@@ -243,7 +248,7 @@ fn https_address(text: &str) -> Result<String, String> {
 }
 
 pub(crate) fn read_certificates(path: &std::path::Path) -> Result<String, String> {
-    let pem = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let pem = read_small(path).map_err(|error| error.to_string())?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     if certificates.map_or(0, |found| found.len()) == 0 {
         return Err("no certificate in it".to_owned());
@@ -252,6 +257,21 @@ pub(crate) fn read_certificates(path: &std::path::Path) -> Result<String, String
         return Err("it holds a private key, and its content goes into manifests".to_owned());
     }
     Ok(pem)
+}
+
+/// Reads a regular file of at most [`MAX_CA_FILE`]. A pipe would keep the hub from starting for ever.
+fn read_small(path: &std::path::Path) -> std::io::Result<String> {
+    let not = |why: &str| Err(std::io::Error::other(why.to_owned()));
+    // Asked before it is opened, since opening a pipe waits for its other end.
+    if !std::fs::metadata(path)?.is_file() {
+        return not("it is no regular file");
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_CA_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_CA_FILE {
+        return not("it is larger than 1 MiB; a CA takes a few KiB");
+    }
+    Ok(text)
 }
 
 fn printable_id(id: &str) -> bool {
@@ -293,6 +313,60 @@ mod tests {
         .check()
         .unwrap_err();
         assert_eq!(wrong.len(), 6, "{wrong:#?}");
+    }
+
+    #[test]
+    fn what_cannot_be_listened_on_is_told() {
+        for listen in ["0.0.0.0:99999", "[::]", "0.0.0.0", "/run/hub.sock", "", "localhost:8443"] {
+            let Mistakes(wrong) = config(&[&format!("--listen={listen}")]).check().unwrap_err();
+            assert!(wrong.len() == 1 && wrong[0].contains("--listen"), "{wrong:#?}");
+        }
+    }
+
+    #[test]
+    fn no_mistake_shows_a_password() {
+        for url in [
+            "https://user:hunter2@example.com",
+            "http://user:hunter2@example.com",
+            "https://user:hunter2@example.com?a=b",
+            "https://user:hunter2@example.com:99999",
+            "https://user:hunter2@exa mple.com",
+            "user:hunter2@example.com",
+            "https://user:hunter2@",
+        ] {
+            let Mistakes(wrong) = config(&[&format!("--public-url={url}")]).check().unwrap_err();
+            assert!(wrong.len() == 1 && !wrong[0].contains("hunter2"), "{wrong:#?}");
+        }
+    }
+
+    #[test]
+    fn a_ca_file_that_is_none_is_named_at_once_and_not_shown() {
+        let folder = std::env::temp_dir().join(format!("towline-hub-ca-files-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let pipe = folder.join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let certificate = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        let file = |name: &str, text: &str| {
+            std::fs::write(folder.join(name), text).unwrap();
+            folder.join(name)
+        };
+        let large = certificate.repeat(1024 * 1024 / certificate.len() + 1);
+        for path in [
+            folder.clone(),
+            pipe,
+            "/dev/zero".into(),
+            file("large", &large),
+            file("empty", ""),
+            file("text", "hunter2"),
+            file("key", "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"),
+        ] {
+            let Mistakes(wrong) =
+                config(&[&format!("--parent-ca-file={}", path.display())]).check().unwrap_err();
+            let named = wrong[0].contains(&path.display().to_string());
+            assert!(wrong.len() == 1 && named && !wrong[0].contains("hunter2"), "{wrong:#?}");
+        }
+        assert_eq!(read_certificates(&file("good", &certificate)).unwrap(), certificate);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
