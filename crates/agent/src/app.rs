@@ -79,18 +79,23 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     tokio::select! {
         biased;
         ended = dialing.join_next() => {
-            ended.transpose().context("the dialer failed")?;
+            ended.transpose().map_err(|_| failed("the dialer panicked"))?;
             anyhow::ensure!(stop.is_cancelled(), "the dialer ended by itself");
         }
         ended = parts.join_next() => {
-            ended.transpose().context("a part of the agent failed")?;
+            ended.transpose().map_err(|_| failed("a part of the agent panicked"))?;
             anyhow::bail!("a part of the agent ended by itself");
         }
     }
     end.cancel();
     while let Some(ended) = parts.join_next().await {
-        ended.context("a part of the agent failed while stopping")?;
+        ended.map_err(|_| failed("a part of the agent panicked while stopping"))?;
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What a task panicked with may hold anything, and is not repeated: `JoinError` shows it.
+fn failed(what: &'static str) -> anyhow::Error {
+    anyhow::anyhow!(what)
 }

@@ -120,8 +120,8 @@ impl Bound {
     /// # Errors
     /// A part of the hub failed, or ended before it was told to.
     pub async fn wait(mut self) -> anyhow::Result<()> {
-        while let Some(ended) = self.tasks.join_next().await {
-            let (name, result) = ended.context("a part of the hub panicked")?;
+        while let Some(ended) = Self::next(&mut self.tasks).await {
+            let (name, result) = ended?;
             result.with_context(|| format!("{name} failed"))?;
             if !self.hub.phases.stopping.is_cancelled() {
                 anyhow::bail!("{name} ended before its time");
@@ -137,6 +137,12 @@ impl Bound {
         }
         tracing::info!("the hub has stopped");
         Ok(())
+    }
+
+    /// The next task that ends. What it panicked with may hold anything, and is not repeated.
+    async fn next(tasks: &mut JoinSet<Ended>) -> Option<anyhow::Result<Ended>> {
+        let ended = tasks.join_next().await?;
+        Some(ended.map_err(|_| anyhow::anyhow!("a part of the hub panicked")))
     }
 }
 
@@ -234,6 +240,16 @@ mod tests {
         let pem = ca_pem(&config);
         assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), *ca.cert.der());
     }
+
+    #[tokio::test]
+    async fn what_a_part_panicked_with_is_not_repeated() {
+        let mut tasks: JoinSet<Ended> = JoinSet::new();
+        tasks.spawn(async { panic!("hunter2") });
+        let error = Bound::next(&mut tasks).await.unwrap().unwrap_err();
+        assert_eq!(format!("{error:#} {error:?}").matches("panicked").count(), 2, "{error:?}");
+        assert!(!format!("{error:#} {error:?}").contains("hunter2"));
+    }
+
     /// A kubeconfig in the system's folder for such, gone with the value.
     struct Scratch(std::path::PathBuf);
 
