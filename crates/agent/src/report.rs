@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use api::cluster::NodeStatistics;
+use api::cluster::{ImpersonationStatus, NodeStatistics};
 use api::report::AgentReport;
 use bytes::Bytes;
 use moka::future::Cache;
@@ -124,6 +124,10 @@ impl Reporter {
             readyz: readyz.unwrap_or(false),
             api_server_error: errors.join("; "),
             impersonation_error: self.impersonator.error(),
+            impersonation: self.impersonator.standing().map(|standing| ImpersonationStatus {
+                mode: standing.mode.to_string(),
+                warnings: standing.warnings,
+            }),
             policy: Some(self.policy.status()),
             nodes: nodes.states,
             capacity: written(&nodes.capacity),

@@ -85,6 +85,8 @@ pub struct ManagedClusterStatus {
     pub allocatable: BTreeMap<String, String>,
     /// What the child's owner admits out of the tunnel, as the agent says; absent if it says nothing.
     pub policy: Option<PolicyStatus>,
+    /// By which rules the agent acts as callers, as it says; absent if it says nothing or cannot.
+    pub impersonation: Option<ImpersonationStatus>,
     /// `Ready`, `TunnelConnected`, `APIServerReachable`, …
     pub conditions: Vec<Condition>,
 }
@@ -119,6 +121,16 @@ pub struct PolicyStatus {
     pub error: String,
     /// What was refused last, the latest first.
     pub last_refusals: Vec<PolicyRefusal>,
+}
+
+/// How an agent acts as callers in its child.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImpersonationStatus {
+    /// `legacy` or `constrained`, with what that is.
+    pub mode: String,
+    /// Rights of the agent's accounts that the child's owner should look at.
+    pub warnings: Vec<String>,
 }
 
 /// One request that the child's policy refused.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{NodeStatistics, PolicyRefusal, PolicyStatus};
+use crate::cluster::{ImpersonationStatus, NodeStatistics, PolicyRefusal, PolicyStatus};
 use crate::status::printable;
 
 /// Largest report in bytes that the hub reads.
@@ -18,6 +18,8 @@ const MAX_SUMMARY: usize = 1024;
 const MAX_TIME: usize = 40;
 /// Most refusals of a policy that are shown.
 pub const MAX_REFUSALS: usize = 10;
+/// Most warnings about rights that are shown.
+const MAX_WARNINGS: usize = 10;
 /// Most resource names in `capacity` and `allocatable`.
 const MAX_RESOURCES: usize = 64;
 
@@ -41,6 +43,8 @@ pub struct AgentReport {
     pub api_server_error: String,
     /// What the agent's probe of impersonation found, empty if all is well.
     pub impersonation_error: String,
+    /// By which rules it acts as callers; absent while it cannot.
+    pub impersonation: Option<ImpersonationStatus>,
     /// What the child's owner admits; an agent that knows no policy says nothing.
     pub policy: Option<PolicyStatus>,
     /// Nodes by state.
@@ -65,6 +69,10 @@ impl AgentReport {
             agent_version: clean(self.agent_version),
             api_server_error: clean(self.api_server_error),
             impersonation_error: clean(self.impersonation_error),
+            impersonation: self.impersonation.map(|how| ImpersonationStatus {
+                mode: clean(how.mode),
+                warnings: how.warnings.into_iter().take(MAX_WARNINGS).map(clean).collect(),
+            }),
             policy: self.policy.map(cleaned_policy),
             capacity: resources(self.capacity),
             allocatable: resources(self.allocatable),
@@ -119,7 +127,13 @@ mod tests {
             last_refusals: vec![refusal; 1000],
             ..PolicyStatus::default()
         };
-        let report = AgentReport { policy: Some(policy), ..AgentReport::default() }.cleaned();
+        let impersonation = ImpersonationStatus { mode: long(), warnings: vec![long(); 1000] };
+        let report = AgentReport {
+            policy: Some(policy),
+            impersonation: Some(impersonation),
+            ..AgentReport::default()
+        }
+        .cleaned();
         let text = serde_json::to_string(&report).unwrap();
         assert!(!text.contains("u001b") && text.len() < 16 * 1024, "{} bytes", text.len());
     }
@@ -127,6 +141,6 @@ mod tests {
     #[test]
     fn an_agent_that_knows_no_policy_is_understood() {
         let report: AgentReport = serde_json::from_str(r#"{"kubernetesVersion":"v1.36.0"}"#).unwrap();
-        assert_eq!(report.policy, None);
+        assert_eq!((report.policy, report.impersonation), (None, None));
     }
 }

@@ -244,6 +244,7 @@ async fn an_account_that_may_be_system_masters_serves_nobody() {
     let report = world.send(own(Method::GET, PATH_STATUS, Value::Null)).await;
     let report: api::report::AgentReport = serde_json::from_str(&body(report).await).unwrap();
     assert!(report.impersonation_error.contains("system:masters"));
+    assert_eq!(report.impersonation, None);
     assert_eq!(world.asked(), 0);
 }
 
@@ -312,6 +313,8 @@ async fn the_agent_reports_its_cluster() {
     assert_eq!((report.healthz, report.livez, report.readyz), (true, true, false));
     assert_eq!((report.nodes.ready_nodes, report.capacity["cpu"].as_str()), (1, "4"));
     assert_eq!((report.api_server_error.as_str(), report.impersonation_error.as_str()), ("", ""));
+    let how = report.impersonation.unwrap();
+    assert_eq!((how.mode.as_str(), how.warnings), ("legacy (verb impersonate)", Vec::new()));
     assert!(world.readiness.is_ready());
 }
 

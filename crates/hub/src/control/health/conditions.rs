@@ -72,6 +72,7 @@ pub fn status_of(previous: &ManagedClusterStatus, facts: &Facts<'_>, now: Timest
 fn take_report(status: &mut ManagedClusterStatus, report: &AgentReport) {
     (status.healthz, status.livez, status.readyz) = (report.healthz, report.livez, report.readyz);
     status.policy.clone_from(&report.policy);
+    status.impersonation.clone_from(&report.impersonation);
     if !report.kubernetes_version.is_empty() {
         status.k8s_version.clone_from(&report.kubernetes_version);
         status.platform.clone_from(&report.platform);
@@ -218,7 +219,12 @@ fn judge(report: Result<&AgentReport, &str>) -> (Finding, Finding) {
                     "the cluster's API server says that it is not ready".to_owned(),
                 )
             } else {
-                ("True", "Ready", "the tunnel is up and the cluster's API server answers".to_owned())
+                let warnings = report.impersonation.as_ref().map_or(0, |how| how.warnings.len());
+                let look = match warnings {
+                    0 => String::new(),
+                    count => format!("; {count} warning(s) about its agent's rights in status.impersonation"),
+                };
+                ("True", "Ready", format!("the tunnel is up and the cluster's API server answers{look}"))
             };
             (api_server, (CONDITION_READY, ready.0, ready.1, ready.2))
         }
@@ -236,7 +242,7 @@ fn whole_second(at: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use api::cluster::NodeStatistics;
+    use api::cluster::{ImpersonationStatus, NodeStatistics};
 
     use super::*;
 
@@ -312,6 +318,31 @@ mod tests {
         let lost = status_of(&before, &Facts::Lost { since: None, denied: false, hub: "h1" }, at(30));
         assert_eq!((lost.nodes.as_str(), lost.k8s_version.as_str()), ("3/4", "v1.36.0"));
         assert!(!lost.healthz && !lost.livez && !lost.readyz);
+    }
+
+    #[test]
+    fn how_the_agent_acts_as_callers_is_shown_with_what_to_look_at() {
+        let how = |warnings: &[&str]| {
+            let warnings = warnings.iter().map(|&warning| warning.to_owned()).collect();
+            let how = ImpersonationStatus { mode: "constrained (KEP-5284)".to_owned(), warnings };
+            let report = AgentReport { impersonation: Some(how), ..good() };
+            let status = status_of(&ManagedClusterStatus::default(), &live(Ok(&report)), at(1));
+            assert_eq!(status.impersonation, report.impersonation);
+            let ready = status.conditions.into_iter().find(|one| one.type_ == CONDITION_READY).unwrap();
+            assert_eq!(ready.status, "True");
+            ready.message
+        };
+        assert!(!how(&[]).contains("warning"));
+        assert!(how(&["it may read Secrets"]).contains("1 warning(s)"));
+        let gone = status_of(
+            &ManagedClusterStatus {
+                impersonation: Some(ImpersonationStatus::default()),
+                ..ManagedClusterStatus::default()
+            },
+            &live(Ok(&good())),
+            at(1),
+        );
+        assert_eq!(gone.impersonation, None);
     }
 
     #[test]
