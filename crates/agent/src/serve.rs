@@ -233,11 +233,15 @@ fn from_policy(who: &Identity, asked: &RequestInfo, why: &NotAdmitted) -> Status
             Reason::Forbidden,
             format!("this cluster's own policy does not let user {:?} {asked}: {refused}", who.user()),
         ),
-        NotAdmitted::Unread(_) => {
-            Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, why.to_string())
-                .retry_after(1)
-        }
+        // A moment after the start. What could not be read may be forbidden for good: clients that are told when to
+        // try again do so ten times, and show nothing meanwhile (client-go `rest/with_retry.go`).
+        NotAdmitted::Unread => not_yet(why).retry_after(1),
+        NotAdmitted::Unreadable(_) => not_yet(why),
     }
+}
+
+fn not_yet(why: &NotAdmitted) -> Status {
+    Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, why.to_string())
 }
 
 async fn credential(body: Incoming) -> Result<Credential, Status> {

@@ -70,7 +70,9 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq)]
 enum Held {
     /// Nothing yet; passes by itself.
-    Unread(String),
+    Unread,
+    /// Nothing yet, because it could not be read when it was tried.
+    Unreadable(String),
     /// This.
     Policy(Box<Policy>),
     /// Nothing that can be trusted: nobody is admitted.
@@ -83,9 +85,12 @@ pub enum NotAdmitted {
     /// By the policy.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// There is none yet.
-    #[error("the agent has not read its cluster's policy yet{0}")]
-    Unread(String),
+    /// There is none yet: the first reading is on its way.
+    #[error("the agent has not read its cluster's policy yet")]
+    Unread,
+    /// There is none yet, and reading it again may well fail again.
+    #[error("the agent cannot read its cluster's policy, and admits nobody before it has: {0}")]
+    Unreadable(String),
 }
 
 /// The ConfigMap, as far as it matters.
@@ -123,7 +128,7 @@ struct Keeper {
 impl InForce {
     /// Admits nobody before [`InForce::run`] has read something.
     pub fn unread() -> Self {
-        Self::holding(Held::Unread(String::new()))
+        Self::holding(Held::Unread)
     }
 
     /// A policy that is never read again.
@@ -191,7 +196,7 @@ impl InForce {
             Held::Policy(policy) => {
                 (policy.preset().to_string(), policy.sentences().join("; "), policy.is_closed())
             }
-            Held::Unread(_) | Held::Nobody(_) => {
+            Held::Unread | Held::Unreadable(_) | Held::Nobody(_) => {
                 (String::new(), "there is no policy to go by: nobody is admitted".to_owned(), true)
             }
         };
@@ -264,13 +269,14 @@ impl InForce {
                 CHECK,
                 match &held {
                     Held::Policy(_) => Ok(()),
-                    Held::Unread(why) | Held::Nobody(why) => Err(format!("nobody is admitted: {why}")),
+                    Held::Unread => Err("nobody is admitted: the policy has not been read yet".to_owned()),
+                    Held::Unreadable(why) | Held::Nobody(why) => Err(format!("nobody is admitted: {why}")),
                 },
             );
             self.told.store(Arc::new(outcome));
             let opens = match &held {
                 Held::Policy(policy) => policy.is_open_at(Timestamp::now()),
-                Held::Unread(_) | Held::Nobody(_) => true,
+                Held::Unread | Held::Unreadable(_) | Held::Nobody(_) => true,
             };
             // When the clock opens or shuts the door, what is open is judged again too.
             if self.version.load().held != held || open != opens {
@@ -285,7 +291,8 @@ impl InForce {
             Held::Policy(policy) => {
                 tracing::info!(policy = policy.sentences().join("; "), "a policy is in force");
             }
-            Held::Unread(why) => tracing::warn!(why, "nobody is admitted: the policy has not been read yet"),
+            Held::Unread => {}
+            Held::Unreadable(why) => tracing::warn!(why, "nobody is admitted: the policy cannot be read"),
             Held::Nobody(why) => tracing::error!(why, "nobody is admitted: there is no policy to go by"),
         }
         let before = self.version.swap(Arc::new(Version { held, replaced: Stop::new() }));
@@ -333,7 +340,8 @@ impl Version {
                 policy.admit(who, asked, Timestamp::now())?;
                 Ok(policy)
             }
-            Held::Unread(why) => Err(NotAdmitted::Unread(why.clone())),
+            Held::Unread => Err(NotAdmitted::Unread),
+            Held::Unreadable(why) => Err(NotAdmitted::Unreadable(why.clone())),
             Held::Nobody(why) => Err(NotAdmitted::Refused(Refused::new(
                 Rule::NoPolicy,
                 why.clone(),
@@ -361,7 +369,7 @@ impl Keeper {
             Reading::Unreadable(why) => why,
         };
         let Some(good) = &self.good else {
-            return if self.seen { Held::Nobody(missing) } else { Held::Unread(format!(": {missing}")) };
+            return if self.seen { Held::Nobody(missing) } else { Held::Unreadable(missing) };
         };
         let since = *self.lost.get_or_insert(now);
         if now.duration_since(since) < POLICY_LOST {

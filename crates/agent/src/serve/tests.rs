@@ -366,6 +366,17 @@ async fn what_the_owner_does_not_admit_never_reaches_the_child() {
     assert_eq!(world.send(request(Method::GET, "/api/v1/pods", Some(&alice(&[])))).await.status(), 200);
 }
 
+#[test]
+fn only_before_the_first_reading_is_anybody_told_when_to_come_back() {
+    let who = Identity::of("alice", &[]).unwrap();
+    let asked = RequestInfo::parse(&Method::GET, "/version", None, false).unwrap();
+    let forbidden = NotAdmitted::Unreadable("403: apply a new agent.yaml".to_owned());
+    for (why, seconds) in [(NotAdmitted::Unread, Some(1)), (forbidden, None)] {
+        let status = from_policy(&who, &asked, &why);
+        assert_eq!((status.code, status.retry_after), (StatusCode::SERVICE_UNAVAILABLE, seconds), "{why}");
+    }
+}
+
 #[tokio::test]
 async fn before_the_policy_is_read_nobody_is_served_and_told_to_come_back() {
     let world = World::start_with(&[], InForce::unread()).await;

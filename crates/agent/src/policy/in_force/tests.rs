@@ -12,7 +12,7 @@ fn text(version: &str, rest: &str) -> Reading {
 fn preset(held: &Held) -> &'static str {
     match held {
         Held::Policy(policy) => policy.preset().as_str(),
-        Held::Unread(_) => "unread",
+        Held::Unread | Held::Unreadable(_) => "unread",
         Held::Nobody(_) => "nobody",
     }
 }
@@ -128,5 +128,5 @@ fn nobody_is_admitted_before_the_first_reading() {
     let alice = Identity::of("alice", &[]).unwrap();
     let asked = RequestInfo::parse(&Method::GET, "/version", None, false).unwrap();
     let refused = InForce::unread().admit(&alice, &asked).unwrap_err();
-    assert!(matches!(refused, NotAdmitted::Unread(_)));
+    assert!(matches!(refused, NotAdmitted::Unread));
 }
