@@ -30,6 +30,9 @@ pub const POD: &str = "web";
 /// How long an image may take to unpack, a pod to start, an agent to join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(90);
 
+/// An agent reads its policy every few seconds, a hub its agents' reports every half minute or so.
+const POLICY_SHOWN: Duration = Duration::from_secs(60);
+
 /// Parent, hub, child, agent.
 #[derive(Debug)]
 pub struct World {
@@ -169,6 +172,34 @@ impl World {
             .into_iter()
             .find(|item| item["spec"]["clusterId"] == self.cluster_id.as_str())
             .context("no ManagedCluster of the child's id")
+    }
+
+    /// Writes the policy of the child, as its owner does: with kubectl, in the child. `text` is what follows
+    /// `apiVersion` and `kind`.
+    ///
+    /// # Errors
+    /// When the child refuses it.
+    pub async fn set_policy(&self, text: &str) -> Result<()> {
+        let text = format!("apiVersion: access.towline.io/v1alpha1\nkind: AgentPolicy\n{text}\n");
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "name": api::names::POLICY_CONFIGMAP, "namespace": SYSTEM },
+            "data": { "policy.yaml": text },
+        });
+        self.child.kubectl().apply(&object.to_string()).await.map(drop)
+    }
+
+    /// Waits until the parent shows of the child's policy what `is_there` looks for, and returns `status.policy`.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn wait_for_policy(&self, what: &str, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait_until(what, POLICY_SHOWN, async || {
+            let policy = self.managed_cluster().await?["status"]["policy"].clone();
+            if is_there(&policy) { Ok(policy) } else { bail!("status.policy is {policy}") }
+        })
+        .await
+        .map_err(|error| self.with_agent_log(error))
     }
 
     fn with_agent_log(&self, error: anyhow::Error) -> anyhow::Error {
