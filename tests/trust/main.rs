@@ -1,9 +1,10 @@
 //! Who does not get in, on a real Kubernetes: what an agent's credential is good for, how fast a right ends, what
-//! secrets leave behind, and keys that change under traffic. The child has joined before the first test; the tests
-//! run one after the other, and those that break things come last.
+//! secrets leave behind, what the child's owner admits, and keys that change under traffic. The child has joined before
+//! the first test; the tests run one after the other, and those that break things come last.
 
 mod canary;
 mod credential;
+mod policy;
 mod registration;
 mod revocation;
 mod rotation;
@@ -31,6 +32,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 credential::an_invitations_token_asks_to_be_registered_and_nothing_else,
                 canary::the_search_finds_what_is_there,
                 canary::no_secret_is_left_where_others_look,
+                policy::without_a_policy_nobody_can_take_over_the_cluster,
+                policy::view_refuses_the_administrator_and_says_what_to_change,
+                policy::an_invalid_policy_changes_nothing_and_is_shown,
+                policy::closing_ends_what_is_open_and_refuses_everybody,
+                policy::opening_again_lets_everybody_work,
                 rotation::a_new_serving_certificate_of_the_hub_fails_no_request,
                 rotation::a_new_ca_of_the_hub_fails_no_request_also_if_another_replica_made_it,
                 rotation::an_agents_credential_is_renewed_in_its_tunnel_and_nobody_notices,
