@@ -7,17 +7,94 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use api::secret::Secret;
-use clap::Parser;
-use http::Uri;
+use clap::{Args, Parser, Subcommand};
+use http::{Method, Uri};
 use runtime::logs::Format;
 
-/// What can stand on the command line; every flag has an environment variable.
+use crate::policy::check::{How, Question};
+use crate::policy::request_info::Verb;
+
+/// What can stand on the command line.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "towline-agent",
     version,
-    about = "Connects this cluster to the Towline hub of a parent cluster."
+    about = "Connects this cluster to the Towline hub of a parent cluster.",
+    args_conflicts_with_subcommands = true
 )]
+pub struct CommandLine {
+    /// What to do instead of connecting.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Of the agent itself.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What is done without connecting to anything.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Works with a policy: what the owner of this cluster admits out of the tunnel
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+/// What can be done with a policy.
+#[derive(Debug, Clone, Subcommand)]
+pub enum PolicyCommand {
+    /// Tells what a policy means, or what is wrong with it, before it is applied; asks no cluster
+    ///
+    /// Exit codes: 0 the policy is good, and admits the request if there is one; 1 the policy is invalid, or cannot be
+    /// read; 2 wrong usage; 3 the policy is good, and refuses the request.
+    Check(CheckFlags),
+}
+
+/// What is to be checked.
+#[derive(Debug, Clone, Args)]
+pub struct CheckFlags {
+    /// A policy, or a manifest of the ConfigMap clusternet-agent-policy; - for standard input
+    pub file: PathBuf,
+    /// Path and query of a request, such as /api/v1/namespaces/default/pods/web
+    #[arg(requires = "user", requires = "how")]
+    pub path: Option<String>,
+    /// Who would ask, by the name that the child sees
+    #[arg(long = "as", id = "user", value_name = "USER", requires = "path")]
+    pub user: Option<String>,
+    /// A group of theirs; clusternet:admin, clusternet:edit and clusternet:view are the hub's roles
+    #[arg(long = "as-group", value_name = "GROUP", requires = "path")]
+    pub groups: Vec<String>,
+    /// get, list, watch, create, update, patch, delete or deletecollection; exec and port-forward are create
+    #[arg(long, group = "how", requires = "path", value_parser = verb)]
+    pub verb: Option<Verb>,
+    /// A method of HTTP instead
+    #[arg(long, group = "how", requires = "path", value_parser = method)]
+    pub method: Option<Method>,
+}
+
+fn verb(text: &str) -> Result<Verb, String> {
+    let known = || Verb::ALL.map(Verb::as_str).join(", ");
+    Verb::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(|| format!("none of {}", known()))
+}
+
+fn method(text: &str) -> Result<Method, String> {
+    text.to_ascii_uppercase().parse().map_err(|_| "no method of HTTP".to_owned())
+}
+
+impl CheckFlags {
+    /// The request, if there is one.
+    pub fn question(&self) -> Option<Question> {
+        let how = match (self.verb, &self.method) {
+            (Some(verb), _) => How::Verb(verb),
+            (None, Some(method)) => How::Method(method.clone()),
+            (None, None) => return None,
+        };
+        let (user, path) = (self.user.clone()?, self.path.clone()?);
+        Some(Question { user, groups: self.groups.clone(), how, path })
+    }
+}
+
+/// What an agent is started with; every flag has an environment variable.
+#[derive(Debug, Clone, Args)]
 pub struct Flags {
     /// Directory with the mounted Secret clusternet-agent-cluster-registration
     #[arg(long, env = "TOWLINE_REGISTRATION_DIR", default_value = "/etc/towline/registration")]
@@ -282,7 +359,54 @@ mod tests {
     use super::*;
 
     fn flags(arguments: &[&str]) -> Flags {
-        Flags::try_parse_from([&["towline-agent"], arguments].concat()).unwrap()
+        let line = CommandLine::try_parse_from([&["towline-agent"], arguments].concat()).unwrap();
+        assert!(line.command.is_none());
+        line.flags
+    }
+
+    #[test]
+    fn a_policy_is_checked_with_a_whole_question_or_none() {
+        let parse =
+            |line: &str| CommandLine::try_parse_from(["towline-agent"].into_iter().chain(line.split(' ')));
+        let question = |line: &str| match parse(line).unwrap().command {
+            Some(Command::Policy(PolicyCommand::Check(flags))) => flags.question(),
+            None => panic!("{line} starts the agent"),
+        };
+        assert_eq!(question("policy check -"), None);
+        assert_eq!(
+            question(
+                "policy check a.yaml --as eve --as-group dev --as-group ops --verb delete /api/v1/nodes/a"
+            ),
+            Some(Question {
+                user: "eve".to_owned(),
+                groups: vec!["dev".to_owned(), "ops".to_owned()],
+                how: How::Verb(Verb::Delete),
+                path: "/api/v1/nodes/a".to_owned(),
+            })
+        );
+        let by_method = question("policy check - --as eve --method get /version").unwrap();
+        assert_eq!(by_method.how, How::Method(Method::GET));
+        for half in [
+            "policy",
+            "policy check",
+            "policy check - /version",
+            "policy check - --as eve",
+            "policy check - --as eve /version",
+            "policy check - --verb get /version",
+            "policy check - --as eve --verb remove /version",
+            "policy check - --as eve --verb get --method GET /version",
+            "--threads=2 policy check -",
+        ] {
+            assert!(parse(half).is_err(), "{half}");
+        }
+    }
+
+    #[test]
+    fn help_of_the_command_tells_its_exit_codes() {
+        let asked = CommandLine::try_parse_from(["towline-agent", "policy", "check", "--help"]).unwrap_err();
+        assert!(asked.to_string().contains("3 the policy is good, and refuses"), "{asked}");
+        let plain = CommandLine::try_parse_from(["towline-agent", "--help"]).unwrap_err().to_string();
+        assert!(plain.starts_with("Connects this cluster to the Towline hub"), "{plain}");
     }
 
     #[test]

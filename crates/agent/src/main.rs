@@ -1,11 +1,15 @@
 //! `towline-agent`: reads the configuration, starts logging, runs [`agent::app`], and turns the result into
 //! an exit code: 0 after a stop that was asked for, 64 for a mistake in the configuration, 1 for the rest.
+//! `towline-agent policy check` starts nothing, and has the exit codes of [`agent::policy::check::Exit`].
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
-use agent::config::{Environment, Flags, Settings};
+use agent::config::{CheckFlags, Command, CommandLine, Environment, PolicyCommand, Settings};
+use agent::policy::check::{self, Exit};
 use clap::Parser as _;
+use jiff::Timestamp;
 use runtime::stop::{Stop, on_signals};
 
 /// Small and steady under many short-lived buffers.
@@ -21,15 +25,20 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "towline-agent: core dumps cannot be switched off: {error}");
         return ExitCode::FAILURE;
     }
-    let flags = match Flags::try_parse() {
-        Ok(flags) => flags,
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
         Err(error) => {
             // --help and --version arrive here too, and are no mistakes.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            let of_policy = std::env::args_os().nth(1).is_some_and(|word| word == "policy");
+            let usage = if of_policy { Exit::Usage as u8 } else { USAGE };
+            return if error.use_stderr() { ExitCode::from(usage) } else { ExitCode::SUCCESS };
         }
     };
-    let settings = match Settings::new(flags, &Environment::read()) {
+    if let Some(Command::Policy(PolicyCommand::Check(flags))) = &line.command {
+        return ExitCode::from(check_policy(flags) as u8);
+    }
+    let settings = match Settings::new(line.flags, &Environment::read()) {
         Ok(settings) => settings,
         Err(mistakes) => {
             let _ = write!(std::io::stderr(), "{mistakes}");
@@ -43,6 +52,35 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check_policy(flags: &CheckFlags) -> Exit {
+    let text = match read(&flags.file) {
+        Ok(text) => text,
+        Err(error) => {
+            let file = flags.file.display();
+            let _ = writeln!(std::io::stderr(), "towline-agent: {file} cannot be read: {error}");
+            return Exit::Invalid;
+        }
+    };
+    let (told, exit) = check::check(&text, flags.question().as_ref(), Timestamp::now());
+    let _ = match exit {
+        Exit::Good | Exit::Refused => write!(std::io::stdout(), "{told}"),
+        Exit::Invalid | Exit::Usage => write!(std::io::stderr(), "{told}"),
+    };
+    exit
+}
+
+/// One byte more than is taken, so that what is too long is not taken for its beginning.
+fn read(file: &Path) -> std::io::Result<String> {
+    let most = check::MAX_INPUT as u64 + 1;
+    let mut text = String::new();
+    if file == Path::new("-") {
+        std::io::stdin().take(most).read_to_string(&mut text)?;
+    } else {
+        std::fs::File::open(file)?.take(most).read_to_string(&mut text)?;
+    }
+    Ok(text)
 }
 
 fn run(settings: Settings) -> anyhow::Result<()> {

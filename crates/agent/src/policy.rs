@@ -6,6 +6,7 @@
 //! admit a request, and RBAC decides afterwards. What has no clear reading is refused ([`request_info`]).
 //! [`in_force`] reads it, and keeps the one that holds now.
 
+pub mod check;
 mod decision;
 mod document;
 mod floor;

@@ -13,7 +13,7 @@ use tunnel_proto::names::AUTHORITY_AGENT;
 use tunnel_proto::upgrade::tunnel_uri;
 
 use super::*;
-use crate::config::{Environment, Flags, Settings};
+use crate::config::{CommandLine, Environment, Settings};
 use crate::serve::full;
 use crate::testing::{CLUSTER, Child, Server, text};
 use tunnel_proto::names::PATH_GOAWAY;
@@ -105,7 +105,7 @@ impl World {
         ] {
             parent.scratch.file(name, content);
         }
-        let flags = <Flags as clap::Parser>::try_parse_from([
+        let line = <CommandLine as clap::Parser>::try_parse_from([
             "towline-agent".to_owned(),
             format!("--registration-dir={}", parent.scratch.0.display()),
             "--admin-listen=127.0.0.1:0".to_owned(),
@@ -115,7 +115,7 @@ impl World {
             "--instance=pod-1".to_owned(),
         ])
         .unwrap();
-        let settings = Settings::new(flags, &Environment::default()).unwrap();
+        let settings = Settings::new(line.flags, &Environment::default()).unwrap();
         let stop = Stop::new();
         let mut agent = JoinSet::new();
         agent.spawn(crate::app::run(settings, stop.clone()));
