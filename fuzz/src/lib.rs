@@ -11,6 +11,7 @@ mod head;
 mod headers;
 mod joining;
 mod path;
+mod policy;
 mod tunnel;
 
 /// A function for any bytes, and the name of its corpus.
@@ -23,13 +24,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "answer", run: headers::answer },
     Target { name: "hello", run: tunnel::hello },
     Target { name: "hostile_hub", run: headers::hostile_hub },
     Target { name: "kubeconfig", run: files::kubeconfig },
     Target { name: "manifest", run: files::manifest },
     Target { name: "path", run: path::path },
+    Target { name: "policy", run: policy::policy },
     Target { name: "registration", run: joining::registration },
     Target { name: "to_child", run: headers::to_child },
     Target { name: "websocket_stream", run: tunnel::websocket_stream },

@@ -71,7 +71,7 @@ fn as_the_parent_reads_it(path: &str) -> Option<String> {
 }
 
 /// Percent-decoded once, as Go's `url.Parse` does.
-fn decoded(path: &str) -> String {
+pub(crate) fn decoded(path: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = path.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
