@@ -47,6 +47,19 @@ pub(crate) fn path(data: &[u8]) {
             assert_eq!(path, format!("/apis/access.towline.io/v1alpha1/cluster{kind}"));
             assert_eq!(method, Method::POST);
         }
+        RequestInfo::RequestKubeconfig => {
+            assert_eq!(path, "/apis/access.towline.io/v1alpha1/kubeconfigrequests");
+            assert_eq!(method, Method::POST);
+        }
+        RequestInfo::ListCredentials => {
+            assert_eq!(path, "/apis/access.towline.io/v1alpha1/issuedcredentials");
+            assert!(method == Method::GET || method == Method::HEAD);
+        }
+        RequestInfo::RevokeCredential(id) => {
+            assert_eq!(path, format!("/apis/access.towline.io/v1alpha1/issuedcredentials/{id}"));
+            assert_eq!(method, Method::DELETE);
+            assert!(id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        }
         RequestInfo::Health | RequestInfo::HealthDetail | RequestInfo::Metrics | RequestInfo::Document(_) => {
             assert!(method == Method::GET || method == Method::HEAD);
             assert!(!path.starts_with(SOCKETS), "a socket is no document: {path}");

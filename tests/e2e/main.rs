@@ -2,6 +2,7 @@
 //! as a pod. One world for all tests, which run one after the other; those that break things come last.
 
 mod faults;
+mod gateway;
 mod harmless;
 mod identity;
 mod joining;
@@ -37,7 +38,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 identity::identity_cannot_be_smuggled_in,
                 identity::unknown_and_forbidden_clusters_answer_alike,
                 identity::other_paths_of_the_group_do_not_exist,
-                streams::logs_follow,
+                gateway::kubectl_reaches_the_child_with_a_token_of_the_parent,
+            gateway::a_dropped_path_and_a_wrong_token_are_told_apart_at_the_gateway,
+            gateway::a_kubeconfig_of_the_hub_has_one_role_in_one_cluster,
+            gateway::a_revoked_kubeconfig_ends_within_five_seconds,
+            streams::logs_follow,
                 streams::exec_carries_stdin_and_the_exit_code_over_spdy,
                 streams::exec_and_port_forward_work_with_kubectls_default_transport,
                 streams::exec_attach_and_port_forward_work_over_websocket,

@@ -13,6 +13,7 @@
 //! - `kubectl`: the real client, for assertions
 //! - `clusters`: `Parent` and `Child`, put together from the above
 //! - `towline`: our own programs and image
+//! - `gateway`: the hub's gateway on this machine
 //! - `front`: one address for several hubs
 //! - `world`: a parent with the hub, a child with the agent
 //! - `suite`: tests that share one world
@@ -25,6 +26,7 @@ pub mod clusters;
 pub mod compatibility;
 pub mod control_plane;
 pub mod front;
+pub mod gateway;
 pub mod images;
 pub mod kubectl;
 pub mod network;

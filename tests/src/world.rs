@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::bench::load::Target;
 use crate::binaries::Binaries;
 use crate::clusters::{Child, Parent, busybox_pod};
+use crate::gateway::Gateway;
 use crate::kubectl::{Kubectl, Output};
 use crate::network::{Network, capability};
 use crate::process::{Process, Program, wait_until};
@@ -43,6 +44,7 @@ pub struct World {
     /// The child's id in the parent.
     pub cluster_id: String,
     hub_port: u16,
+    gateway: Gateway,
     manifest: Option<String>,
     binaries: Binaries,
     towline: Towline,
@@ -56,7 +58,7 @@ impl World {
     /// When a part does not start, or this machine cannot make network namespaces.
     pub async fn start(scratch: Scratch) -> Result<Self> {
         let binaries = Binaries::find()?;
-        let towline = Towline::find()?;
+        let mut towline = Towline::find()?;
         if let Err(why) = capability(&binaries) {
             bail!("a child behind NAT needs what this machine or user does not have: {why}");
         }
@@ -65,6 +67,8 @@ impl World {
         say("parent: etcd, kube-apiserver with the aggregation layer, kube-controller-manager");
         let parent = Parent::start(&binaries, &scratch, Some(network.parent_address())).await?;
         let hub_port = free_port()?;
+        let gateway = Gateway::create(&scratch, free_port()?)?;
+        towline.hub_arguments.extend(gateway.arguments());
         install_hub(&parent, hub_port).await?;
 
         say("parent: towline-hub");
@@ -84,6 +88,7 @@ impl World {
             parent,
             cluster_id,
             hub_port,
+            gateway,
             manifest: None,
             binaries,
             towline,
@@ -382,8 +387,15 @@ impl World {
     /// When it cannot be started.
     pub async fn launch_second_hub(&self) -> Result<(Process, u16)> {
         let port = free_port()?;
-        let hub = launch_hub("second-towline-hub", &self.scratch, &self.towline, &self.parent, port).await?;
+        // The gateway's port belongs to the first.
+        let towline = Towline { hub_arguments: Vec::new(), ..self.towline.clone() };
+        let hub = launch_hub("second-towline-hub", &self.scratch, &towline, &self.parent, port).await?;
         Ok((hub, port))
+    }
+
+    /// The hub's gateway.
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
     }
 
     /// The port of the hub.

@@ -161,6 +161,12 @@ impl Identity {
         Self::new(self.user.clone(), self.uid.clone(), groups, self.extra.clone())
     }
 
+    /// User and groups alone.
+    #[must_use]
+    pub fn without_details(&self) -> Self {
+        Self { user: self.user.clone(), uid: None, groups: self.groups.clone(), extra: BTreeMap::new() }
+    }
+
     /// The value of [`IDENTITY_HEADER`]: URL-safe base64 of JSON, so that no byte of a name can end the
     /// header or start another.
     ///

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod identity;
+pub mod kubeconfig;
 pub mod labels;
 pub mod mapping;
 pub mod names;

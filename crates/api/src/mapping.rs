@@ -11,6 +11,8 @@ use crate::names::{Role, role_group};
 pub const RESERVED_PREFIXES: [&str; 2] = ["system:", "kubeadm:"];
 /// Prefix of a parent's service account in a child, where policy admits it at all.
 pub const SERVICE_ACCOUNT_PREFIX: &str = "clusternet:serviceaccount:";
+/// Prefix of a tool's service, which has a token of the hub.
+pub const SERVICE_PREFIX: &str = "clusternet:service:";
 const PARENT_SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 /// Prefix of the groups that only the hub hands out.
 const OWN_PREFIX: &str = "clusternet:";
@@ -79,6 +81,23 @@ pub fn to_child(
     Ok(Identity::new(user, None, groups, std::collections::BTreeMap::new())?)
 }
 
+/// The identity that somebody has in a child by one role alone: under their own name, or under that of a tool's
+/// service, and in no group but the role's.
+///
+/// # Errors
+/// As [`to_child`].
+pub fn in_role(
+    who: &Identity,
+    role: Role,
+    service: Option<&str>,
+    map_service_accounts: bool,
+) -> Result<Identity, MappingRefusal> {
+    let own = to_child(who, &[], map_service_accounts)?;
+    let user = service.map_or_else(|| own.user().to_owned(), |name| format!("{SERVICE_PREFIX}{name}"));
+    let groups = vec![role_group(role).to_owned()];
+    Ok(Identity::new(user, None, groups, std::collections::BTreeMap::new())?)
+}
+
 /// The agent's own check of what the hub sent: no reserved user, no reserved group, no group of ours but
 /// the three roles, no uid and no extra.
 ///
@@ -88,7 +107,8 @@ pub fn refuse_in_child(who: &Identity) -> Result<(), MappingRefusal> {
     if reserved(who.user()) {
         return Err(MappingRefusal::ReservedUser(who.user().to_owned()));
     }
-    if who.user().starts_with(OWN_PREFIX) && !who.user().starts_with(SERVICE_ACCOUNT_PREFIX) {
+    let given = [SERVICE_ACCOUNT_PREFIX, SERVICE_PREFIX].iter().any(|prefix| who.user().starts_with(prefix));
+    if who.user().starts_with(OWN_PREFIX) && !given {
         return Err(MappingRefusal::OwnUser(who.user().to_owned()));
     }
     if who.uid().is_some() {

@@ -154,6 +154,10 @@ pub fn proxy_path(id: &ClusterId) -> String {
 pub const REGISTRATIONS_PATH: &str = "/apis/access.towline.io/v1alpha1/clusterregistrations";
 /// Path at which people ask for invitations.
 pub const INVITATIONS_PATH: &str = "/apis/access.towline.io/v1alpha1/clusterinvitations";
+/// Path at which people and tools ask for kubeconfigs.
+pub const KUBECONFIG_REQUESTS_PATH: &str = "/apis/access.towline.io/v1alpha1/kubeconfigrequests";
+/// Path of the tokens in them.
+pub const CREDENTIALS_PATH: &str = "/apis/access.towline.io/v1alpha1/issuedcredentials";
 
 /// Name of the registration request of a cluster; Clusternet demands exactly this shape.
 pub fn registration_request_name(id: &ClusterId) -> String {
@@ -175,7 +179,8 @@ pub fn role_group(role: Role) -> &'static str {
 }
 
 /// The three roles that the hub asks the parent's RBAC about, with verb `assume` on `sockets/<role>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Bound to `cluster-admin` in the child.
     Admin,

@@ -70,8 +70,10 @@ pub enum Command {
     Deny(Deny),
     /// Remove a cluster from the hub; works also when the cluster is gone
     Unregister(Unregister),
-    /// Write a kubeconfig for one cluster, made from your own
+    /// Write a kubeconfig for one cluster, made from your own or with a token of its own (--role)
     Kubeconfig(Kubeconfig),
+    /// List or revoke the tokens of kubeconfigs that the hub has issued
+    Credentials(Credentials),
     /// Print the version
     Version,
 }
@@ -216,6 +218,19 @@ pub struct Kubeconfig {
     /// Name or id of the cluster
     #[arg(value_name = "CLUSTER")]
     pub cluster: ClusterId,
+    /// Have the hub issue a token of its own for this one cluster, with this role of yours, or with your own identity;
+    /// the kubeconfig then leads to the hub's gateway and every tool can use it
+    #[arg(long, value_enum, conflicts_with = "cluster_id")]
+    pub role: Option<IssuedRole>,
+    /// How long the token is good, such as 8h, 30d
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, requires = "role")]
+    pub ttl: Option<Duration>,
+    /// Name of a tool: the cluster sees the user clusternet:service:NAME instead of you
+    #[arg(long, value_name = "NAME", requires = "role")]
+    pub service: Option<String>,
+    /// How the server is spelt: path, host (NAME.DOMAIN), or root (host and port alone; the token says which cluster)
+    #[arg(long, value_enum, default_value_t = Address::Path, requires = "role")]
+    pub address: Address,
     /// The cluster's id, for callers who may use the cluster but not look it up
     #[arg(long, value_name = "ID")]
     pub cluster_id: Option<ClusterId>,
@@ -225,6 +240,51 @@ pub struct Kubeconfig {
     /// Replace FILE if it exists
     #[arg(long, requires = "out")]
     pub force: bool,
+}
+
+/// What an issued token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IssuedRole {
+    /// cluster-admin
+    Admin,
+    /// edit
+    Edit,
+    /// view
+    View,
+    /// Whatever you may do yourself
+    Own,
+}
+
+/// How a server is spelt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Address {
+    /// `https://hub/k8s/clusters/NAME`
+    Path,
+    /// `https://NAME.DOMAIN`
+    Host,
+    /// `https://hub`
+    Root,
+}
+
+/// `credentials`
+#[derive(Debug, Args)]
+pub struct Credentials {
+    /// What to do; list if absent
+    #[command(subcommand)]
+    pub command: Option<CredentialsCommand>,
+}
+
+/// What can be done with issued tokens.
+#[derive(Debug, Subcommand)]
+pub enum CredentialsCommand {
+    /// List yours, or everybody's if you may
+    List,
+    /// End one at once, with all that it has open
+    Revoke {
+        /// Id of the credential, from the list
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
 }
 
 impl Global {

@@ -16,8 +16,10 @@ pub mod session;
 
 mod approve;
 mod clusters;
+mod credentials;
 mod duration;
 mod find;
+mod issue;
 mod kubeconfig;
 mod out_file;
 mod output;
@@ -38,7 +40,11 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     match command {
         Command::Version => output::data(&format!("kubectl-towline {}\n", env!("CARGO_PKG_VERSION"))),
-        Command::Kubeconfig(args) => kubeconfig::run(&global, &args).await,
+        Command::Kubeconfig(args) => match args.role {
+            Some(role) => issue::run(&Session::open(&global).await?, &args, role).await,
+            None => kubeconfig::run(&global, &args).await,
+        },
+        Command::Credentials(args) => credentials::run(&Session::open(&global).await?, &args).await,
         Command::Register(args) => register::run(&Session::open(&global).await?, &args).await,
         Command::Clusters(args) => clusters::run(&Session::open(&global).await?, &args).await,
         Command::Status(args) => status::run(&Session::open(&global).await?, &args).await,

@@ -12,21 +12,24 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
+use runtime::tls::ServingCert;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::audit::{self, Audit};
-use crate::authn::front_proxy;
-use crate::config::{Settings, read_certificates};
+use crate::authn::{Door, front_proxy};
+use crate::config::{Gateway, Settings, read_certificates};
 use crate::control::{self, Control};
 use crate::handle::Hub;
 use crate::metrics::Metrics;
 use crate::tunnels;
-use crate::{certificates, listen};
+use crate::{certificates, issued, listen};
 
 const CHECK_CATALOG: &str = "catalog";
 const CHECK_CERTIFICATE: &str = "serving-certificate";
 const CHECK_SHUTDOWN: &str = "shutdown";
+/// How often the files of the gateway's certificate are read; kubelet needs a minute to write a changed Secret.
+const REREAD_EVERY: Duration = Duration::from_secs(30);
 /// Time for the last lines of the audit log at the end.
 const AUDIT_END: Duration = Duration::from_secs(5);
 
@@ -65,6 +68,8 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
         .with_context(|| format!("cannot listen on {}; is another process there?", settings.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
 
+    let gateway = open_gateway(&settings).await?;
+
     let readiness = Readiness::new(&[front_proxy::CHECK, CHECK_CATALOG, CHECK_CERTIFICATE, CHECK_SHUTDOWN]);
     readiness.set(CHECK_SHUTDOWN, Ok(()));
     let (certificate, rotating) = certificates::start(client.clone(), &settings).await?;
@@ -76,7 +81,13 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     let mut spawn = |name: &'static str, task: futures::future::BoxFuture<'static, anyhow::Result<()>>| {
         tasks.spawn(async move { (name, task.await) });
     };
-    spawn("listener", Box::pin(listen::serve(listener, certificate, Arc::clone(&hub))));
+    spawn("listener", Box::pin(listen::serve(Door::Aggregated, listener, certificate, Arc::clone(&hub))));
+    if let Some((listener, certificate, files)) = gateway {
+        tracing::info!(address = %files.listen, domain = files.domain, "the gateway is listening");
+        let serve = listen::serve(Door::Gateway, listener, certificate.clone(), Arc::clone(&hub));
+        spawn("gateway", Box::pin(serve));
+        spawn("gateway certificate", Box::pin(until(stop.clone(), reread(files, certificate))));
+    }
     spawn("shutdown", Box::pin(shut_down(Arc::clone(&hub))));
     spawn("catalog readiness", Box::pin(watch_catalog(Arc::clone(&hub))));
     spawn(
@@ -86,6 +97,8 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     let follow = front_proxy::follow(client.clone(), Arc::clone(&hub.front_proxy), readiness, stop.clone());
     spawn("request-header CA", Box::pin(follow));
     spawn("serving certificate", Box::pin(until(stop.clone(), rotating)));
+    let issued = issued::watch::follow(client.clone(), Arc::clone(&hub.issued), stop.clone());
+    spawn("issued tokens", Box::pin(issued));
     let control = Control {
         client,
         catalog: Arc::clone(&hub.catalog),
@@ -96,6 +109,37 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     spawn("controllers", Box::pin(control::run(control)));
     tracing::info!(%address, hub = settings.hub_id, version = env!("CARGO_PKG_VERSION"), "the hub is listening");
     Ok(Bound { address, hub, tasks, audit })
+}
+
+/// The gateway's listener, if there shall be one, its certificate, and where that comes from.
+async fn open_gateway(settings: &Settings) -> anyhow::Result<Option<(TcpListener, ServingCert, Gateway)>> {
+    let Some(gateway) = settings.gateway.clone() else { return Ok(None) };
+    let listener = TcpListener::bind(gateway.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (--gateway-listen)", gateway.listen))?;
+    let (chain, key) = gateway.read()?;
+    Ok(Some((listener, ServingCert::new(&chain, key.reveal())?, gateway)))
+}
+
+/// Serves what the files hold, also after somebody has replaced them.
+async fn reread(files: Gateway, certificate: ServingCert) {
+    let mut served = None;
+    loop {
+        tokio::time::sleep(REREAD_EVERY).await;
+        let replaced = files.read().and_then(|(chain, key)| {
+            if served.as_ref() != Some(&chain) {
+                certificate.replace(&chain, key.reveal())?;
+                served = Some(chain);
+            }
+            Ok(())
+        });
+        if let Err(error) = replaced {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the gateway goes on with the certificate that it has"
+            );
+        }
+    }
 }
 
 fn hub(

@@ -105,8 +105,10 @@ impl Audit {
             received: now(),
             cluster: asked.cluster.cloned(),
             who: None,
+            whom: None,
             known: None,
             child_user: None,
+            credential: None,
             code: None,
             end: None,
         }))))
@@ -159,8 +161,10 @@ struct Open {
     received: Timestamp,
     cluster: Option<ClusterId>,
     who: Option<Arc<Identity>>,
+    whom: Option<Arc<Identity>>,
     known: Option<Arc<Cluster>>,
     child_user: Option<String>,
+    credential: Option<String>,
     code: Option<StatusCode>,
     end: Option<&'static str>,
 }
@@ -173,11 +177,30 @@ impl Event {
         }
     }
 
+    /// As whom they ask, if not as themselves.
+    pub fn impersonates(&mut self, whom: &Arc<Identity>) {
+        if let Some(open) = &mut self.0 {
+            open.whom = Some(Arc::clone(whom));
+        }
+    }
+
+    /// By which of the hub's own tokens.
+    pub fn credential(&mut self, id: &str) {
+        if let Some(open) = &mut self.0 {
+            open.credential = Some(id.to_owned());
+        }
+    }
+
     /// Which cluster that is, and as whom it is asked.
     pub fn child(&mut self, cluster: &Arc<Cluster>, user: &str) {
         let Some(open) = &mut self.0 else { return };
         open.known = Some(Arc::clone(cluster));
-        open.child_user = open.who.as_ref().filter(|who| who.user() != user).map(|_| user.to_owned());
+        open.child_user = open
+            .whom
+            .as_ref()
+            .or(open.who.as_ref())
+            .filter(|who| who.user() != user)
+            .map(|_| user.to_owned());
     }
 
     /// Writes that the request has come, before it is sent on: for what changes something or stays open, which may
@@ -242,6 +265,7 @@ impl Open {
             request_uri: &without_secrets(&self.uri),
             verb: self.verb,
             user: self.who.as_deref().map(User::of).unwrap_or_default(),
+            impersonated_user: self.whom.as_deref().map(User::of),
             source_ips: [self.source],
             user_agent: &self.user_agent.as_ref().map(user_agent).unwrap_or_default(),
             object_ref: ObjectRef { resource, name, api_group: group, api_version: version, subresource },
@@ -251,6 +275,7 @@ impl Open {
             annotations: Annotations {
                 cluster: self.known.as_ref().map(|cluster| cluster.name.as_str()),
                 child_user: self.child_user.as_deref(),
+                credential: self.credential.as_deref(),
                 groups: self.who.as_ref().map(|who| who.groups().len()).filter(|count| *count > GROUPS),
                 end,
             },
@@ -276,6 +301,8 @@ struct Line<'a> {
     request_uri: &'a str,
     verb: &'static str,
     user: User<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    impersonated_user: Option<User<'a>>,
     #[serde(rename = "sourceIPs")]
     source_ips: [IpAddr; 1],
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -330,6 +357,8 @@ struct Annotations<'a> {
     cluster: Option<&'a str>,
     #[serde(rename = "towline.io/child-user", skip_serializing_if = "Option::is_none")]
     child_user: Option<&'a str>,
+    #[serde(rename = "towline.io/credential", skip_serializing_if = "Option::is_none")]
+    credential: Option<&'a str>,
     #[serde(
         rename = "towline.io/groups",
         skip_serializing_if = "Option::is_none",

@@ -3,7 +3,7 @@
 //! at all are answered with 401, never with an anonymous identity.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +11,10 @@ use api::identity::Identity;
 use http::{HeaderMap, HeaderName};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use crate::forward;
 use crate::refusal::Refusal;
 
+pub mod bearer;
 pub mod front_proxy;
 
 use front_proxy::{FrontProxy, Trust, TrustProblem};
@@ -28,8 +30,19 @@ const REFUSAL_MEMORY: Duration = Duration::from_secs(5);
 pub struct Peer {
     /// The other end.
     pub address: SocketAddr,
+    /// Which listener it came to.
+    pub door: Door,
     certificates: Vec<CertificateDer<'static>>,
     verdict: Mutex<Option<Verdict>>,
+}
+
+/// The two listeners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The aggregated API server: the parent's aggregator says who asks.
+    Aggregated,
+    /// The gateway: a bearer token says so.
+    Gateway,
 }
 
 /// What the last check of a connection's certificates found, and how long that holds.
@@ -42,8 +55,16 @@ struct Verdict {
 
 impl Peer {
     /// A connection that has just been accepted.
-    pub fn new(address: SocketAddr, certificates: Vec<CertificateDer<'static>>) -> Self {
-        Self { address, certificates, verdict: Mutex::new(None) }
+    pub fn new(door: Door, address: SocketAddr, certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self { address, door, certificates, verdict: Mutex::new(None) }
+    }
+
+    /// Where the person or tool is: at the gateway the other end, else whom the parent has seen.
+    pub fn client(&self, headers: &HeaderMap) -> IpAddr {
+        match self.door {
+            Door::Gateway => self.address.ip(),
+            Door::Aggregated => forward::headers::client_address(headers, self.address.ip()),
+        }
     }
 
     /// Whether the connection is the parent's aggregator, by the trust of this moment.
@@ -73,9 +94,21 @@ impl Peer {
 /// # Errors
 /// 400 when there is such a header.
 pub fn refuse_forged_headers(headers: &HeaderMap) -> Result<(), Refusal> {
+    if headers.keys().any(|name| hyphenated(name).starts_with("impersonate")) {
+        return Err(Refusal::BadRequest("headers Impersonate-* are not accepted here".to_owned()));
+    }
+    refuse_folded_headers(headers)
+}
+
+/// Refuses names that become an identity header when `_` is read as `-`.
+///
+/// # Errors
+/// 400 when there is such a header.
+pub fn refuse_folded_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     for name in headers.keys() {
         let folded = hyphenated(name);
-        if folded.starts_with("impersonate") || (folded.starts_with("x-remote-") && folded != name.as_str()) {
+        let means = folded.starts_with("impersonate") || folded.starts_with("x-remote-");
+        if means && folded != name.as_str() {
             return Err(Refusal::BadRequest(format!("header {folded} is not accepted here")));
         }
     }
@@ -140,7 +173,7 @@ mod tests {
     #[test]
     fn a_hub_that_has_not_read_whom_to_believe_says_later_and_not_never() {
         let front_proxy = FrontProxy::default();
-        let peer = Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), Vec::new());
+        let peer = Peer::new(Door::Aggregated, SocketAddr::from(([127, 0, 0, 1], 1)), Vec::new());
         let code = || {
             let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
             let refusal = identify(&front_proxy, &peer, &HeaderMap::new(), now).unwrap_err().to_status();

@@ -48,6 +48,23 @@ pub enum Action {
     },
     /// `create` on a resource of access.towline.io.
     Create(&'static str),
+    /// A verb on everybody's objects of a resource of access.towline.io, not only on the caller's own. It is asked on
+    /// the subresource `all`: whoever comes through the parent has the verb on the resource itself already.
+    All {
+        /// `list` or `delete`
+        verb: &'static str,
+        /// `issuedcredentials`
+        resource: &'static str,
+    },
+    /// `impersonate` on somebody.
+    Impersonate {
+        /// `users`, `groups` or `serviceaccounts`.
+        resource: &'static str,
+        /// Of a service account.
+        namespace: Option<String>,
+        /// Who.
+        name: String,
+    },
     /// A path that is no resource.
     Path {
         /// `get`
@@ -190,6 +207,16 @@ fn size(who: &Identity) -> usize {
         + extras.sum::<usize>()
 }
 
+fn access(verb: &str, resource: &str) -> ResourceAttributes {
+    ResourceAttributes {
+        group: Some(ACCESS_GROUP.to_owned()),
+        version: Some(ACCESS_VERSION.to_owned()),
+        resource: Some(resource.to_owned()),
+        verb: Some(verb.to_owned()),
+        ..ResourceAttributes::default()
+    }
+}
+
 fn spec(question: &Question) -> SubjectAccessReviewSpec {
     let who = &question.who;
     let mut spec = SubjectAccessReviewSpec {
@@ -212,12 +239,18 @@ fn spec(question: &Question) -> SubjectAccessReviewSpec {
                 ..ResourceAttributes::default()
             });
         }
-        Action::Create(resource) => {
+        Action::Create(resource) => spec.resource_attributes = Some(access("create", resource)),
+        Action::All { verb, resource } => {
+            let whole = access(verb, resource);
+            spec.resource_attributes = Some(ResourceAttributes { subresource: own("all"), ..whole });
+        }
+        Action::Impersonate { resource, namespace, name } => {
             spec.resource_attributes = Some(ResourceAttributes {
-                group: own(ACCESS_GROUP),
-                version: own(ACCESS_VERSION),
+                group: own(""),
                 resource: own(resource),
-                verb: own("create"),
+                namespace: namespace.clone(),
+                name: own(name),
+                verb: own("impersonate"),
                 ..ResourceAttributes::default()
             });
         }

@@ -41,6 +41,8 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Catalog {
     snapshot: ArcSwap<HashMap<ClusterId, Arc<Cluster>>>,
+    /// `None` for a name that two clusters have: then it names neither.
+    names: ArcSwap<HashMap<ClusterName, Option<ClusterId>>>,
     /// Keys that clusters had until less than [`KEY_HOLD`] ago: about 200 bytes for each that was changed.
     former: Mutex<HashMap<ClusterId, (String, Instant)>>,
     changed: watch::Sender<u64>,
@@ -51,6 +53,7 @@ impl Default for Catalog {
     fn default() -> Self {
         Self {
             snapshot: ArcSwap::default(),
+            names: ArcSwap::default(),
             former: Mutex::default(),
             changed: watch::Sender::new(0),
             registrations: watch::Sender::new(0),
@@ -62,6 +65,14 @@ impl Catalog {
     /// The cluster of this id.
     pub fn get(&self, id: &ClusterId) -> Option<Arc<Cluster>> {
         self.snapshot.load().get(id).cloned()
+    }
+
+    /// The id of the cluster that is called so, or that has this text as its id.
+    pub fn named(&self, name: &ClusterName) -> Option<ClusterId> {
+        let names = self.names.load();
+        let id = name.as_str().parse::<ClusterId>().ok().filter(|id| self.snapshot.load().contains_key(id));
+        // The id first: whoever may choose a name could otherwise choose the id of another cluster.
+        id.or_else(|| names.get(name).cloned().flatten())
     }
 
     /// All clusters.
@@ -79,6 +90,9 @@ impl Catalog {
         if !heartbeat {
             // Before anybody can see the new key.
             self.remember(&old, &new);
+        }
+        if !heartbeat {
+            self.names.store(Arc::new(by_name(new.values())));
         }
         self.snapshot.store(Arc::new(new));
         self.changed.send_modify(|generation| *generation += 1);
@@ -129,6 +143,17 @@ impl Catalog {
     pub fn registrations(&self) -> watch::Receiver<u64> {
         self.registrations.subscribe()
     }
+}
+
+fn by_name<'a>(clusters: impl Iterator<Item = &'a Arc<Cluster>>) -> HashMap<ClusterName, Option<ClusterId>> {
+    let mut names = HashMap::new();
+    for cluster in clusters {
+        names
+            .entry(cluster.name.clone())
+            .and_modify(|id| *id = None)
+            .or_insert_with(|| Some(cluster.id.clone()));
+    }
+    names
 }
 
 /// Whether nothing but the time of the last sign of life is another.

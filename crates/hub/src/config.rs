@@ -6,8 +6,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use api::secret::Secret;
 use clap::Parser;
 use runtime::logs::Format;
+use runtime::tls::ServingCert;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
@@ -20,6 +23,8 @@ const MAX_INVITATION_TTL: Duration = Duration::from_hours(7 * 24);
 const MIN_INVITATION_TTL: Duration = Duration::from_mins(10);
 /// Largest CA file: it goes into each manifest, and a ConfigMap or Secret takes no more.
 const MAX_CA_FILE: u64 = 1024 * 1024;
+/// Longest that anybody may set for tokens that the hub issues: a year, for tools that nobody can renew.
+const MAX_CREDENTIAL_TTL: Duration = Duration::from_hours(366 * 24);
 /// Longest pause between SIGTERM and the first closed door, and longest grace after it. A pod's whole
 /// grace period is 30 s unless somebody changed it.
 const MAX_SHUTDOWN: Duration = Duration::from_mins(10);
@@ -31,6 +36,27 @@ pub struct Config {
     /// Address of the aggregated API server.
     #[arg(long, env = "TOWLINE_LISTEN", default_value = "0.0.0.0:8443")]
     listen: String,
+    /// Address of the gateway, for people and tools with a token of the parent; no gateway if absent.
+    #[arg(long, env = "TOWLINE_GATEWAY_LISTEN")]
+    gateway_listen: Option<String>,
+    /// Certificate of the gateway, PEM, with its chain; read again when it changes.
+    #[arg(long, env = "TOWLINE_GATEWAY_CERT_FILE")]
+    gateway_cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, env = "TOWLINE_GATEWAY_KEY_FILE")]
+    gateway_key_file: Option<PathBuf>,
+    /// Address at which people and tools reach the gateway, https only; needed to issue kubeconfigs.
+    #[arg(long, env = "TOWLINE_GATEWAY_URL")]
+    gateway_url: Option<String>,
+    /// CA of the gateway's certificate, PEM, for kubeconfigs; none if it is one that every tool trusts.
+    #[arg(long, env = "TOWLINE_GATEWAY_CA_FILE")]
+    gateway_ca_file: Option<PathBuf>,
+    /// Longest life of a token that the hub issues: a number with s, m, h or d.
+    #[arg(long, env = "TOWLINE_MAX_CREDENTIAL_TTL", default_value = "30d")]
+    max_credential_ttl: String,
+    /// Domain below which each cluster has a host of its own: NAME.DOMAIN. Needs DNS and a certificate for *.DOMAIN.
+    #[arg(long, env = "TOWLINE_GATEWAY_DOMAIN")]
+    gateway_domain: Option<String>,
     /// Kubeconfig of the parent; in a pod there is no need for one.
     #[arg(long, env = "TOWLINE_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -83,6 +109,8 @@ pub struct Config {
 pub struct Settings {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// The gateway, if there shall be one.
+    pub gateway: Option<Gateway>,
     /// The parent's kubeconfig; `None` for what `kube` finds by itself.
     pub kubeconfig: Option<PathBuf>,
     /// Address for agents anywhere.
@@ -99,6 +127,8 @@ pub struct Settings {
     pub map_service_accounts: bool,
     /// Longest validity of an invitation.
     pub max_invitation_ttl: Duration,
+    /// Longest life of a token that the hub issues.
+    pub max_credential_ttl: Duration,
     /// See the flag.
     pub shutdown_delay: Duration,
     /// See the flag.
@@ -113,6 +143,34 @@ pub struct Settings {
     pub log_filter: String,
 }
 
+/// How the gateway is set up.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Certificate chain.
+    pub cert_file: PathBuf,
+    /// Key.
+    pub key_file: PathBuf,
+    /// Below it, each cluster has a host of its own; lower-case.
+    pub domain: Option<String>,
+    /// How people and tools reach it.
+    pub url: Option<String>,
+    /// CA of its certificate.
+    pub ca_pem: Option<String>,
+}
+
+impl Gateway {
+    /// Certificate chain and key as they are now, as PEM.
+    ///
+    /// # Errors
+    /// A file cannot be read; the error names it.
+    pub fn read(&self) -> anyhow::Result<(String, Secret)> {
+        let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+        Ok((read(&self.cert_file)?, Secret::from(read(&self.key_file)?)))
+    }
+}
+
 /// All that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
@@ -123,6 +181,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            gateway: None,
             kubeconfig: None,
             public_url: None,
             intranet_url: None,
@@ -131,6 +190,7 @@ impl Default for Settings {
             hub_id: "towline-hub".to_owned(),
             map_service_accounts: false,
             max_invitation_ttl: MAX_INVITATION_TTL,
+            max_credential_ttl: Duration::from_hours(30 * 24),
             shutdown_delay: Duration::from_secs(3),
             shutdown_grace: Duration::from_secs(15),
             audit_log: audit::Target::Stdout,
@@ -167,6 +227,13 @@ impl Config {
                 wrong.push(format!("--listen {:?} is no address with a port, like 0.0.0.0:8443", self.listen))
             }
         }
+        settings.gateway = gateway(
+            self.gateway_listen.filter(|given| !given.is_empty()),
+            (self.gateway_cert_file, self.gateway_key_file, self.gateway_ca_file),
+            self.gateway_url.filter(|given| !given.is_empty()),
+            self.gateway_domain.filter(|given| !given.is_empty()),
+            &mut wrong,
+        );
         for (flag, given, place) in [
             ("--public-url", self.public_url, &mut settings.public_url),
             ("--intranet-url", self.intranet_url, &mut settings.intranet_url),
@@ -201,6 +268,12 @@ impl Config {
                 &mut settings.max_invitation_ttl,
             ),
             (
+                "--max-credential-ttl",
+                &self.max_credential_ttl,
+                (MIN_INVITATION_TTL, MAX_CREDENTIAL_TTL),
+                &mut settings.max_credential_ttl,
+            ),
+            (
                 "--shutdown-delay",
                 &self.shutdown_delay,
                 (Duration::ZERO, MAX_SHUTDOWN),
@@ -226,6 +299,69 @@ impl Config {
         }
         if wrong.is_empty() { Ok(settings) } else { Err(Mistakes(wrong)) }
     }
+}
+
+fn gateway(
+    listen: Option<String>,
+    (cert_file, key_file, ca_file): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
+    url: Option<String>,
+    domain: Option<String>,
+    wrong: &mut Vec<String>,
+) -> Option<Gateway> {
+    let Some(listen) = listen else {
+        if cert_file.is_some() || key_file.is_some() || ca_file.is_some() || url.is_some() || domain.is_some()
+        {
+            wrong.push("--gateway-* are set, but there is no --gateway-listen".to_owned());
+        }
+        return None;
+    };
+    let address = listen.parse();
+    if address.is_err() {
+        wrong.push(format!("--gateway-listen {listen:?} is no address with a port, like 0.0.0.0:8444"));
+    }
+    let url = url.and_then(|url| match https_address(&url) {
+        Ok(url) if url.matches('/').count() == 2 => Some(url),
+        Ok(url) => {
+            wrong.push(format!("--gateway-url {url:?} has a path; paths below it are those of clusters"));
+            None
+        }
+        Err(why) => {
+            wrong.push(format!("--gateway-url {why}"));
+            None
+        }
+    });
+    let ca_pem = ca_file.and_then(|path| match read_certificates(&path) {
+        Ok(pem) => Some(pem),
+        Err(why) => {
+            wrong.push(format!("--gateway-ca-file {}: {why}", path.display()));
+            None
+        }
+    });
+    let domain = domain.map(|domain| domain.trim_end_matches('.').to_ascii_lowercase());
+    if let Some(domain) = domain.as_ref().filter(|domain| !is_domain(domain)) {
+        wrong.push(format!("--gateway-domain {domain:?} is no domain, like k8s.example.com"));
+    }
+    let (Some(cert_file), Some(key_file)) = (cert_file, key_file) else {
+        wrong.push("--gateway-listen needs --gateway-cert-file and --gateway-key-file".to_owned());
+        return None;
+    };
+    let gateway = Gateway { listen: address.ok()?, cert_file, key_file, domain, url, ca_pem };
+    let usable = gateway.read().and_then(|(chain, key)| Ok(ServingCert::new(&chain, key.reveal())?));
+    if let Err(error) = usable {
+        wrong.push(format!("--gateway-cert-file, --gateway-key-file: {error:#}"));
+    }
+    Some(gateway)
+}
+
+/// Labels with dots between them (RFC 1123 section 2.1), no longer than a name with 60 characters before it allows.
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 190 && text.split('.').all(label)
 }
 
 /// An https origin without credentials, query or fragment; a trailing slash is dropped.
@@ -375,6 +511,43 @@ mod tests {
         assert_eq!(settings.public_url.as_deref(), Some("https://k8s.example.com:6443"));
         assert_eq!(settings.listen.port(), 8443);
         assert!(!settings.hub_id.is_empty());
+    }
+
+    #[test]
+    fn a_gateway_needs_a_certificate_that_can_serve_and_a_domain_that_is_one() {
+        let wrong = |args: &[&str]| config(args).check().unwrap_err().0.join("; ");
+        let files = ["--gateway-cert-file=/does/not/exist", "--gateway-key-file=/does/not/exist"];
+        assert!(wrong(&files).contains("there is no --gateway-listen"));
+        assert!(wrong(&["--gateway-listen=0.0.0.0:8444"]).contains("needs --gateway-cert-file"));
+        let all = wrong(&[&files[..], &["--gateway-listen=x", "--gateway-domain=a..b"]].concat());
+        assert!(all.contains("--gateway-listen \"x\"") && all.contains("--gateway-domain \"a..b\""), "{all}");
+
+        let directory = std::env::temp_dir().join(format!("towline-gateway-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let (one, two) = (pair(), pair());
+        let (cert, key) = (directory.join("tls.crt"), directory.join("tls.key"));
+        std::fs::write(&cert, one.cert.pem()).unwrap();
+        std::fs::write(&key, two.signing_key.serialize_pem()).unwrap();
+        let args = [
+            "--gateway-listen=127.0.0.1:0".to_owned(),
+            format!("--gateway-cert-file={}", cert.display()),
+            format!("--gateway-key-file={}", key.display()),
+            "--gateway-domain=K8s.Example.com.".to_owned(),
+        ];
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let mismatch = wrong(&args);
+        std::fs::write(&key, one.signing_key.serialize_pem()).unwrap();
+        let settings = config(&args).check();
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(
+            mismatch.contains("does not fit the certificate") && !mismatch.contains("PRIVATE"),
+            "{mismatch}"
+        );
+        assert_eq!(settings.unwrap().gateway.unwrap().domain.as_deref(), Some("k8s.example.com"));
+    }
+
+    fn pair() -> rcgen::CertifiedKey<rcgen::KeyPair> {
+        rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap()
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) async fn send(
         request.headers(),
         child.to_header()?,
         audit_id.clone(),
-        headers::client_address(request.headers(), peer.address.ip()),
+        peer.client(request.headers()),
     );
     let upgrade = upgrade::wanted(&request)?;
     if upgrade.is_some() || proxied.deadline.is_none() || proxied.verb != "get" {

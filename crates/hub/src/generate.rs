@@ -1,6 +1,7 @@
 //! Text for people and for `kubectl`: pure functions from values to files, compared with goldens in deploy/.
 
 pub mod agent_manifest;
+pub mod kubeconfig;
 #[cfg(test)]
 mod rbac;
 

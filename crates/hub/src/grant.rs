@@ -2,6 +2,7 @@
 //! before a request is sent on, and again for as long as it stays open: nobody keeps a shell or a watch that they
 //! could not open any more (Argo CD CVE-2023-40025 and CVE-2024-41666; Kubernetes itself never asks again).
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use api::identity::Identity;
 use api::names::{ClusterId, Role};
 
 use crate::authz::{Action, Authz};
+use crate::gateway::Standing;
 use crate::handle::Hub;
 use crate::refusal::Refusal;
 
@@ -24,6 +26,8 @@ pub struct Grant {
     verb: &'static str,
     /// The roles held on this cluster.
     pub roles: Vec<Role>,
+    /// What the caller showed at the gateway.
+    pub standing: Option<Arc<Standing>>,
 }
 
 impl Grant {
@@ -42,17 +46,25 @@ impl Grant {
         if !allowed? {
             return Err(Refusal::ClusterForbidden(cluster.clone(), verb));
         }
-        Ok(Self { who: Arc::clone(who), cluster: cluster.clone(), verb, roles: roles? })
+        Ok(Self { who: Arc::clone(who), cluster: cluster.clone(), verb, roles: roles?, standing: None })
     }
 
     /// Resolves when the grant no longer holds: the verb or one of the roles was taken away.
     pub async fn lost(self, hub: Arc<Hub>) {
         let mut unanswered = 0;
         loop {
-            tokio::time::sleep(jittered(hub.settings.limits.recheck)).await;
-            match Self::ask(&hub.authz, &self.who, &self.cluster, self.verb).await {
+            let revoked = self.standing.as_deref().and_then(Standing::revoked);
+            tokio::select! {
+                biased;
+                () = async { match revoked { Some(revoked) => revoked.cancelled().await, None => pending().await } } => return,
+                () = tokio::time::sleep(jittered(hub.settings.limits.recheck)) => {}
+            }
+            match self.ask_again(&hub).await {
                 Ok(now) if self.roles.iter().all(|role| now.roles.contains(role)) => unanswered = 0,
-                Ok(_) | Err(Refusal::ClusterForbidden(..)) => return,
+                Ok(_)
+                | Err(Refusal::ClusterForbidden(..) | Refusal::Forbidden(_) | Refusal::Unauthenticated(_)) => {
+                    return;
+                }
                 Err(refusal) => {
                     unanswered += 1;
                     tracing::debug!(%refusal, unanswered, "an open stream could not be authorized again");
@@ -62,6 +74,17 @@ impl Grant {
                 }
             }
         }
+    }
+}
+
+impl Grant {
+    async fn ask_again(&self, hub: &Hub) -> Result<Self, Refusal> {
+        if let Some(standing) = &self.standing
+            && !standing.holds(hub).await?
+        {
+            return Err(Refusal::Unauthenticated("the token is no longer good"));
+        }
+        Self::ask(&hub.authz, &self.who, &self.cluster, self.verb).await
     }
 }
 

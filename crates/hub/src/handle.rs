@@ -24,14 +24,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::apigroup::Documents;
 use crate::audit::{Asked, Audit, Event, Resource};
+use crate::authn::bearer::Tokens;
 use crate::authn::front_proxy::FrontProxy;
-use crate::authn::{self, Peer};
+use crate::authn::{self, Door, Peer};
 use crate::authz::{Action, Authz};
 use crate::body::ResponseBody;
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::forward::{self, Authorized, headers};
+use crate::gateway::{self, Standing};
 use crate::grant::Grant;
+use crate::issued;
+use crate::issued::IssuedTokens;
 use crate::join::Join;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
@@ -61,6 +65,10 @@ pub struct Phases {
 pub struct Hub {
     /// Who is believed.
     pub front_proxy: Arc<FrontProxy>,
+    /// Whose a token is, at the gateway.
+    pub tokens: Tokens,
+    /// Which tokens the hub has issued.
+    pub issued: Arc<IssuedTokens>,
     /// Who may what.
     pub authz: Authz,
     /// Which clusters there are.
@@ -105,6 +113,8 @@ impl Hub {
         let catalog = Arc::new(Catalog::default());
         Self {
             front_proxy: Arc::new(FrontProxy::default()),
+            tokens: Tokens::new(client.clone(), metrics.clone()),
+            issued: Arc::default(),
             authz: Authz::new(client.clone(), metrics.clone()),
             tunnels: Arc::new(Tunnels::new(metrics.clone())),
             users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
@@ -131,7 +141,11 @@ pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> 
     // The parent's, where it sends one: it ties the lines of parent, hub and child together.
     let id = headers::audit_id(request.headers()).unwrap_or_else(new_audit_id);
     let (mut kind, mut event) = ("unknown", Event::default());
-    let mut response = match decide(hub, peer, request, &id, &mut kind, &mut event).await {
+    let decided = match peer.door {
+        Door::Aggregated => decide(hub, peer, request, &id, &mut kind, &mut event).await,
+        Door::Gateway => Box::pin(gateway::decide(hub, peer, request, &id, &mut kind, &mut event)).await,
+    };
+    let mut response = match decided {
         Ok(response) => response,
         Err(refusal) => {
             hub.metrics.refused(refusal.label());
@@ -190,7 +204,7 @@ async fn decide(
             Ok(admin::encode_metrics(&hub.registry).map(full))
         }
         RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, request)).await,
-        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, proxied, request, id, event).await,
+        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, None, proxied, request, id, event).await,
         RequestInfo::Invite => {
             let body = Box::pin(may_create(hub, &who, "clusterinvitations", request)).await?;
             Box::pin(hub.join.invite(&who, &body)).await.map(|object| created(&object))
@@ -199,14 +213,29 @@ async fn decide(
             let body = Box::pin(may_create(hub, &who, "clusterregistrations", request)).await?;
             Box::pin(hub.join.register(&who, &body)).await.map(|object| created(&object))
         }
+        RequestInfo::RequestKubeconfig => {
+            let body = Box::pin(may_create(hub, &who, "kubeconfigrequests", request)).await?;
+            Box::pin(issued::create::create(hub, &who, &body)).await.map(|object| created(&object))
+        }
+        RequestInfo::ListCredentials => {
+            Box::pin(issued::manage::list(hub, &who)).await.map(|object| found(&object))
+        }
+        RequestInfo::RevokeCredential(id) => {
+            Box::pin(issued::manage::revoke(hub, &who, &id)).await.map(|object| found(&object))
+        }
     }
 }
 
 /// A request to a child: allowed by the parent, as somebody the child knows.
-async fn proxy(
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one request, whole; a struct for it would be taken apart here"
+)]
+pub(crate) async fn proxy(
     hub: &Arc<Hub>,
     peer: &Peer,
     who: &Arc<Identity>,
+    standing: Option<Arc<Standing>>,
     proxied: Proxied,
     request: Request<Incoming>,
     id: &HeaderValue,
@@ -214,13 +243,18 @@ async fn proxy(
 ) -> Result<Response<ResponseBody>, Refusal> {
     let share = |full| Refusal::share_used_up(&format!("user {:?}", who.user()), full);
     let user = hub.users.take(who.user()).map_err(share)?;
-    let grant = Grant::ask(&hub.authz, who, &proxied.cluster, proxied.verb).await?;
-    let child = mapping::to_child(who, &grant.roles, hub.settings.map_service_accounts)?;
+    let mut grant = Grant::ask(&hub.authz, who, &proxied.cluster, proxied.verb).await?;
+    grant.standing = standing;
+    let map = hub.settings.map_service_accounts;
+    let child = match grant.standing.as_deref().and_then(Standing::issued) {
+        Some(issued) => issued.child(&grant.roles, map)?,
+        None => mapping::to_child(who, &grant.roles, map)?,
+    };
     forward::send(hub, peer, Authorized { proxied, child, grant, user }, request, id, event).await
 }
 
 /// Begins the line in the audit log of what reaches a cluster, or makes one. Documents, health and metrics have none.
-fn open_event(
+pub(crate) fn open_event(
     hub: &Hub,
     peer: &Peer,
     request: &Request<Incoming>,
@@ -232,6 +266,10 @@ fn open_event(
         RequestInfo::Proxy(proxied) => (Resource::Socket("proxy"), Some(&proxied.cluster)),
         RequestInfo::Invite => (Resource::Access("clusterinvitations"), None),
         RequestInfo::Register => (Resource::Access("clusterregistrations"), None),
+        RequestInfo::RequestKubeconfig => (Resource::Access("kubeconfigrequests"), None),
+        RequestInfo::ListCredentials | RequestInfo::RevokeCredential(_) => {
+            (Resource::Access("issuedcredentials"), None)
+        }
         RequestInfo::Health | RequestInfo::HealthDetail | RequestInfo::Metrics | RequestInfo::Document(_) => {
             return Ok(Event::default());
         }
@@ -243,7 +281,7 @@ fn open_event(
         headers: request.headers(),
         resource,
         cluster,
-        source: headers::client_address(request.headers(), peer.address.ip()),
+        source: peer.client(request.headers()),
     })
 }
 
@@ -301,7 +339,7 @@ fn check_create(headers: &HeaderMap, query: Option<&str>) -> Result<(), Refusal>
     Ok(())
 }
 
-fn health(hub: &Hub, request: &Request<Incoming>) -> Result<Response<ResponseBody>, Refusal> {
+pub(crate) fn health(hub: &Hub, request: &Request<Incoming>) -> Result<Response<ResponseBody>, Refusal> {
     match admin::answer(&hub.readiness, request.uri().path(), request.uri().query()) {
         Some(response) => Ok(response.map(full)),
         None => Err(Refusal::NotFound("there is no such health check".to_owned())),
@@ -316,8 +354,13 @@ fn full(body: http_body_util::Full<bytes::Bytes>) -> ResponseBody {
 }
 
 fn created(object: &serde_json::Value) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::own(object.to_string()));
+    let mut response = found(object);
     *response.status_mut() = StatusCode::CREATED;
+    response
+}
+
+fn found(object: &serde_json::Value) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::own(object.to_string()));
     json(response.headers_mut());
     response
 }

@@ -20,9 +20,11 @@ pub mod control;
 pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gateway;
 pub mod generate;
 pub mod grant;
 pub mod handle;
+pub mod issued;
 pub mod join;
 pub mod limits;
 pub mod listen;

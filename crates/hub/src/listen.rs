@@ -34,7 +34,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use crate::authn::Peer;
+use crate::authn::{Door, Peer};
 use crate::handle::{self, Hub};
 use crate::limits::Limits;
 use crate::metrics::InFlight;
@@ -68,8 +68,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// TLS cannot be set up.
-pub async fn serve(listener: TcpListener, certificate: ServingCert, hub: Arc<Hub>) -> anyhow::Result<()> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls(certificate)?));
+pub async fn serve(
+    door: Door,
+    listener: TcpListener,
+    certificate: ServingCert,
+    hub: Arc<Hub>,
+) -> anyhow::Result<()> {
+    let acceptor = TlsAcceptor::from(Arc::new(tls(door, certificate)?));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -80,7 +85,7 @@ pub async fn serve(listener: TcpListener, certificate: ServingCert, hub: Arc<Hub
         };
         match accepted {
             Ok((socket, address)) => {
-                connections.spawn(connection(socket, address, acceptor.clone(), Arc::clone(&hub)));
+                connections.spawn(connection(door, socket, address, acceptor.clone(), Arc::clone(&hub)));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -97,21 +102,31 @@ pub async fn serve(listener: TcpListener, certificate: ServingCert, hub: Arc<Hub
     Ok(())
 }
 
-fn tls(certificate: ServingCert) -> anyhow::Result<ServerConfig> {
+fn tls(door: Door, certificate: ServingCert) -> anyhow::Result<ServerConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = AnyCertificate { algorithms: provider.signature_verification_algorithms };
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .context("TLS versions")?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(certificate));
+        .context("TLS versions")?;
+    let builder = match door {
+        Door::Aggregated => builder.with_client_cert_verifier(Arc::new(verifier)),
+        // A browser that is asked for a certificate asks its user.
+        Door::Gateway => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(certificate));
     // A client without ALPN speaks HTTP/1.1, as the aggregator of Kubernetes 1.20 does for upgrades.
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
 /// One connection, from accept to end.
-async fn connection(socket: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, hub: Arc<Hub>) {
+async fn connection(
+    door: Door,
+    socket: TcpStream,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    hub: Arc<Hub>,
+) {
     let _counted = InFlight::new(&hub.metrics.connections);
     let limits = &hub.settings.limits;
     if let Err(error) = tune(&socket) {
@@ -126,7 +141,7 @@ async fn connection(socket: TcpStream, address: SocketAddr, acceptor: TlsAccepto
     let certificates = session.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
     let is_http2 = session.alpn_protocol() == Some(b"h2");
-    let peer = Arc::new(Peer::new(address, certificates));
+    let peer = Arc::new(Peer::new(door, address, certificates));
     let asked = Arc::new(AtomicBool::new(false));
 
     let service = service_fn(|request: Request<Incoming>| {

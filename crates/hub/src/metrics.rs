@@ -57,6 +57,8 @@ pub struct Metrics {
     pub in_flight: Gauge,
     /// `towline_hub_upgrades_open`
     pub upgrades: Gauge,
+    /// `towline_hub_token_reviews_total`
+    pub token_reviews: Family<Asked, Counter>,
     /// `towline_hub_agent_errors_total`
     pub agent_errors: Counter,
     /// `towline_hub_connections`
@@ -79,6 +81,11 @@ impl Metrics {
             metrics.refusals.clone(),
         );
         registry.register("access_reviews", "Questions to the parent's authorizer", metrics.reviews.clone());
+        registry.register(
+            "token_reviews",
+            "Questions to the parent's authenticator",
+            metrics.token_reviews.clone(),
+        );
         registry.register("tunnels", "Tunnels that are open", metrics.tunnels.clone());
         registry.register("tunnels_opened", "Tunnels that were opened", metrics.tunnels_opened.clone());
         registry.register("requests_in_flight", "Requests to children in flight", metrics.in_flight.clone());
@@ -127,6 +134,11 @@ impl Metrics {
     /// Counts one question to the authorizer.
     pub fn reviewed(&self, result: &'static str) {
         self.reviews.get_or_create(&Asked { result }).inc();
+    }
+
+    /// Counts one question to the authenticator.
+    pub fn tokens_reviewed(&self, result: &'static str) {
+        self.token_reviews.get_or_create(&Asked { result }).inc();
     }
 }
 

@@ -30,6 +30,9 @@ pub enum Refusal {
     /// The parent could not say whether this is allowed.
     #[error("the parent cluster did not answer whether this is allowed ({0}); try again")]
     AuthorizerUnavailable(String),
+    /// The parent could not say whose token it is.
+    #[error("the parent cluster did not answer whose token this is ({0}); try again")]
+    AuthenticatorUnavailable(String),
     /// No such path here.
     #[error("{0}")]
     NotFound(String),
@@ -89,7 +92,9 @@ impl Refusal {
             Self::ClusterForbidden(..) | Self::Forbidden(_) | Self::Unmapped(_) => {
                 (StatusCode::FORBIDDEN, Reason::Forbidden)
             }
-            Self::AuthorizerUnavailable(_) => (StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError),
+            Self::AuthorizerUnavailable(_) | Self::AuthenticatorUnavailable(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError)
+            }
             Self::NotFound(_) => (StatusCode::NOT_FOUND, Reason::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, Reason::MethodNotAllowed),
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, Reason::NotAcceptable),
@@ -121,6 +126,7 @@ impl Refusal {
             Self::Forbidden(_) => "forbidden",
             Self::Unmapped(_) => "unmapped",
             Self::AuthorizerUnavailable(_) => "authorizer_unavailable",
+            Self::AuthenticatorUnavailable(_) => "authenticator_unavailable",
             Self::NotFound(_) => "not_found",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::NotAcceptable(_) => "not_acceptable",

@@ -11,6 +11,7 @@ use api::names::ClusterId;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Uri, Version, header};
 
+use crate::issued::stored;
 use crate::refusal::Refusal;
 
 const PROXIES: &str = "/apis/proxies.clusternet.io/v1alpha1/";
@@ -35,6 +36,12 @@ pub enum RequestInfo {
     Invite,
     /// An agent asks to be let in.
     Register,
+    /// Somebody asks for a kubeconfig with a token of its own.
+    RequestKubeconfig,
+    /// Which such tokens there are.
+    ListCredentials,
+    /// One of them shall end; its id.
+    RevokeCredential(String),
 }
 
 /// A request to a child.
@@ -88,11 +95,15 @@ impl RequestInfo {
         check_path(path)?;
         let (info, allowed): (Self, &[Method]) = match shape(path, uri.query())? {
             Shape::Whole(info) => match info {
-                Self::Invite | Self::Register => (info, &[Method::POST]),
+                Self::Invite | Self::Register | Self::RequestKubeconfig => (info, &[Method::POST]),
+                Self::RevokeCredential(_) => (info, &[Method::DELETE]),
                 Self::Attach(_) => (info, &[Method::GET]),
-                Self::Health | Self::HealthDetail | Self::Metrics | Self::Document(_) | Self::Proxy(_) => {
-                    (info, &[Method::GET, Method::HEAD])
-                }
+                Self::Health
+                | Self::HealthDetail
+                | Self::Metrics
+                | Self::Document(_)
+                | Self::Proxy(_)
+                | Self::ListCredentials => (info, &[Method::GET, Method::HEAD]),
             },
             Shape::Proxy(cluster, target) => {
                 let deadline = deadline(target.path(), target.query());
@@ -115,6 +126,8 @@ impl RequestInfo {
             Self::Proxy(_) => "proxy",
             Self::Invite => "invite",
             Self::Register => "register",
+            Self::RequestKubeconfig => "kubeconfig",
+            Self::ListCredentials | Self::RevokeCredential(_) => "credentials",
         }
     }
 }
@@ -141,7 +154,7 @@ pub fn verb(method: &Method) -> Result<&'static str, Refusal> {
 }
 
 /// HTTP/1.1 lets a request name its target in more ways than one (RFC 9112 section 3.2); here is one.
-fn check_form(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
+pub(crate) fn check_form(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
     if version == Version::HTTP_2 {
         return Ok(());
     }
@@ -166,7 +179,7 @@ fn bad<T>(message: &str) -> Result<T, Refusal> {
 
 /// Refuses paths that two parsers could read differently: dot segments and separators in any encoding,
 /// control characters, raw bytes beyond ASCII, malformed escapes, and `;`, at which some cut a segment.
-fn check_path(path: &str) -> Result<(), Refusal> {
+pub(crate) fn check_path(path: &str) -> Result<(), Refusal> {
     if !path.starts_with('/') {
         return bad("the path must begin with a slash");
     }
@@ -284,13 +297,18 @@ fn access(rest: &str) -> Result<Shape, Refusal> {
     match rest {
         "clusterinvitations" => Ok(Shape::Whole(RequestInfo::Invite)),
         "clusterregistrations" => Ok(Shape::Whole(RequestInfo::Register)),
-        _ => nothing_here(),
+        "kubeconfigrequests" => Ok(Shape::Whole(RequestInfo::RequestKubeconfig)),
+        "issuedcredentials" => Ok(Shape::Whole(RequestInfo::ListCredentials)),
+        _ => match rest.strip_prefix("issuedcredentials/").filter(|id| stored::is_id(id)) {
+            Some(id) => Ok(Shape::Whole(RequestInfo::RevokeCredential(id.to_owned()))),
+            None => nothing_here(),
+        },
     }
 }
 
 /// How long the head of an answer may take. Nothing for what kube-apiserver calls long-running: watches,
 /// `logs -f`, and the subresources of `BasicLongRunningRequestCheck`.
-fn deadline(path: &str, query: Option<&str>) -> Option<Duration> {
+pub(crate) fn deadline(path: &str, query: Option<&str>) -> Option<Duration> {
     let open =
         |segment: &str| matches!(segment, "watch" | "proxy" | "exec" | "attach" | "portforward" | "log");
     if path.split('/').any(open) {

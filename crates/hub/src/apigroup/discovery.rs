@@ -5,10 +5,13 @@
 use api::names::{ACCESS_GROUP, ACCESS_VERSION, PROXIES_GROUP, PROXIES_VERSION};
 use serde_json::{Value, json};
 
-/// A resource that can only be created: name, singular, kind.
-const CREATE_ONLY: [(&str, &str, &str); 2] = [
-    ("clusterinvitations", "clusterinvitation", "ClusterInvitation"),
-    ("clusterregistrations", "clusterregistration", "ClusterRegistration"),
+/// The resources of access.towline.io: name, singular, kind, verbs.
+const ACCESS: [(&str, &str, &str, &[&str]); 4] = [
+    ("clusterinvitations", "clusterinvitation", "ClusterInvitation", &["create"]),
+    ("clusterregistrations", "clusterregistration", "ClusterRegistration", &["create"]),
+    ("kubeconfigrequests", "kubeconfigrequest", "KubeconfigRequest", &["create"]),
+    // Not watched: a resource with list, watch and delete is one that the parent's garbage collector follows.
+    ("issuedcredentials", "issuedcredential", "IssuedCredential", &["delete", "list"]),
 ];
 const PROXY_VERBS: [&str; 5] = ["create", "delete", "get", "patch", "update"];
 
@@ -61,8 +64,8 @@ pub(super) fn proxies_resources() -> Value {
 }
 
 pub(super) fn access_resources() -> Value {
-    let resources = CREATE_ONLY.map(|(name, singular, kind)| {
-        json!({ "name": name, "singularName": singular, "namespaced": false, "kind": kind, "verbs": ["create"] })
+    let resources = ACCESS.map(|(name, singular, kind, verbs)| {
+        json!({ "name": name, "singularName": singular, "namespaced": false, "kind": kind, "verbs": verbs })
     });
     json!({
         "kind": "APIResourceList", "apiVersion": "v1",
@@ -81,10 +84,10 @@ pub(super) fn aggregated(version: &str) -> Value {
         "verbs": [],
         "subresources": [subresource("attach", &["get"]), subresource("proxy", &PROXY_VERBS)],
     });
-    let create_only = CREATE_ONLY.map(|(name, singular, response)| {
+    let access = ACCESS.map(|(name, singular, response, verbs)| {
         json!({
             "resource": name, "responseKind": kind(response), "scope": "Cluster",
-            "singularResource": singular, "verbs": ["create"],
+            "singularResource": singular, "verbs": verbs,
         })
     });
     let item = |group: &str, group_version: &str, resources: Value| {
@@ -97,7 +100,7 @@ pub(super) fn aggregated(version: &str) -> Value {
         "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {},
         "items": [
             item(PROXIES_GROUP, PROXIES_VERSION, json!([sockets])),
-            item(ACCESS_GROUP, ACCESS_VERSION, json!(create_only)),
+            item(ACCESS_GROUP, ACCESS_VERSION, json!(access)),
         ],
     })
 }

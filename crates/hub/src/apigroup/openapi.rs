@@ -6,11 +6,14 @@
 //! to see whether a server validates fields, and otherwise fails on `create -f`
 //! (kubernetes/kubernetes#124760, cli-runtime `query_param_verifier_v3.go`).
 
-use api::names::{ACCESS_GROUP, ACCESS_VERSION, INVITATIONS_PATH, REGISTRATIONS_PATH};
+use api::names::{
+    ACCESS_GROUP, ACCESS_VERSION, INVITATIONS_PATH, KUBECONFIG_REQUESTS_PATH, REGISTRATIONS_PATH,
+};
 use serde_json::{Map, Value, json};
 
 const INVITATION: &str = "io.towline.access.v1alpha1.ClusterInvitation";
 const REGISTRATION: &str = "io.towline.access.v1alpha1.ClusterRegistration";
+const KUBECONFIG_REQUEST: &str = "io.towline.access.v1alpha1.KubeconfigRequest";
 const PROXIES_PATH: &str = "/apis/proxies.clusternet.io/v1alpha1/";
 const ACCESS_PATH: &str = "/apis/access.towline.io/v1alpha1/";
 
@@ -132,6 +135,44 @@ fn registration() -> Value {
     )
 }
 
+fn kubeconfig_request() -> Value {
+    let spec = object(
+        "What is wanted.",
+        &["cluster"],
+        json!({
+            "cluster": text("Name or id of the cluster."),
+            "role": text("admin, edit or view: the one role of the token. The caller's own identity if absent."),
+            "service": text("Name of a tool: the child sees the user clusternet:service:<name>. Needs a role."),
+            "ttlSeconds": {
+                "type": "integer", "format": "int64",
+                "description": "How long the token is good. 28800 (eight hours) if absent.",
+            },
+            "address": text("How the server is spelt: path (default), host or root."),
+        }),
+    );
+    let status = object(
+        "The answer. It holds a token and is never stored.",
+        &[],
+        json!({
+            "credential": text("Id of the credential, to see and revoke it by."),
+            "expires": text("When it ends."),
+            "server": text("The server in the kubeconfig."),
+            "token": text("The token in the kubeconfig."),
+            "kubeconfig": text("The file."),
+        }),
+    );
+    definition(
+        "KubeconfigRequest",
+        "KubeconfigRequest asks for a kubeconfig with a token of its own, good for one cluster. It can only be created.",
+        spec,
+        status,
+    )
+}
+
+fn definitions() -> Value {
+    json!({ INVITATION: invitation(), REGISTRATION: registration(), KUBECONFIG_REQUEST: kubeconfig_request() })
+}
+
 /// Query parameters of a write, as kubectl looks for them.
 fn parameters(dialect: Dialect) -> Vec<Value> {
     ["dryRun", "fieldManager", "fieldValidation"]
@@ -213,6 +254,7 @@ fn add_access(paths: &mut Map<String, Value>, dialect: Dialect) {
     paths.insert(ACCESS_PATH.to_owned(), resources_path(dialect, "getAccessTowlineIoV1alpha1APIResources"));
     add_create_only(paths, dialect, INVITATIONS_PATH, "ClusterInvitation", INVITATION);
     add_create_only(paths, dialect, REGISTRATIONS_PATH, "ClusterRegistration", REGISTRATION);
+    add_create_only(paths, dialect, KUBECONFIG_REQUESTS_PATH, "KubeconfigRequest", KUBECONFIG_REQUEST);
 }
 
 fn add_proxies(paths: &mut Map<String, Value>, dialect: Dialect) {
@@ -233,7 +275,7 @@ pub(super) fn v2() -> Value {
     add_proxies(&mut paths, Dialect::V2);
     json!({
         "swagger": "2.0", "info": info(), "paths": paths,
-        "definitions": { INVITATION: invitation(), REGISTRATION: registration() },
+        "definitions": definitions(),
     })
 }
 
@@ -243,7 +285,7 @@ pub(super) fn access_v3() -> Value {
     add_access(&mut paths, Dialect::V3);
     json!({
         "openapi": "3.0.0", "info": info(), "paths": paths,
-        "components": { "schemas": { INVITATION: invitation(), REGISTRATION: registration() } },
+        "components": { "schemas": definitions() },
     })
 }
 
@@ -279,7 +321,7 @@ mod tests {
 
     #[test]
     fn kubectl_finds_field_validation_and_the_kinds() {
-        for wanted in ["ClusterInvitation", "ClusterRegistration"] {
+        for wanted in ["ClusterInvitation", "ClusterRegistration", "KubeconfigRequest"] {
             assert!(validates_fields(&access_v3(), wanted) && validates_fields(&v2(), wanted));
         }
         let gvk = &access_v3()["components"]["schemas"][INVITATION]["x-kubernetes-group-version-kind"];
@@ -322,9 +364,16 @@ mod tests {
         }))
         .unwrap();
         let written = serde_json::to_value(spec).unwrap();
-        let known = &invitation()["properties"]["spec"]["properties"];
-        for field in written.as_object().unwrap().keys() {
-            assert!(known.get(field).is_some(), "{field}");
+        let spec: api::kubeconfig::KubeconfigRequestSpec = serde_json::from_value(json!({
+            "cluster": "a", "role": "view", "service": "s", "ttlSeconds": 60, "address": "root",
+        }))
+        .unwrap();
+        let asked = serde_json::to_value(spec).unwrap();
+        for (written, definition) in [(written, invitation()), (asked, kubeconfig_request())] {
+            let known = &definition["properties"]["spec"]["properties"];
+            for field in written.as_object().unwrap().keys() {
+                assert!(known.get(field).is_some(), "{field}");
+            }
         }
     }
 }

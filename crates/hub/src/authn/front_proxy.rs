@@ -460,8 +460,11 @@ pub(crate) mod tests {
     fn a_connection_is_judged_anew_when_the_ca_changes() {
         let (old, new) = (ca("old"), ca("new"));
         let front_proxy = FrontProxy::default();
-        let peer =
-            super::super::Peer::new(([127, 0, 0, 1], 1).into(), vec![client(&old, "a", CLIENT, None).0]);
+        let peer = super::super::Peer::new(
+            super::super::Door::Aggregated,
+            ([127, 0, 0, 1], 1).into(),
+            vec![client(&old, "a", CLIENT, None).0],
+        );
         let asked = headers(&[("X-Remote-User", "alice")]);
         let identify = || super::super::identify(&front_proxy, &peer, &asked, now());
 

@@ -1,7 +1,9 @@
 //! A parent for tests: an HTTP server on loopback that answers access reviews by a rule and records them,
 //! and serves the one ConfigMap that the hub watches.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -25,6 +27,9 @@ type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 struct State {
     rule: Mutex<Rule>,
     asked: Mutex<Vec<Value>>,
+    /// Whose each token is.
+    tokens: Mutex<BTreeMap<String, Value>>,
+    token_reviews: AtomicUsize,
     config_map: watch::Sender<Option<Value>>,
 }
 
@@ -40,6 +45,8 @@ impl FakeParent {
         let state = Arc::new(State {
             rule: Mutex::new(Box::new(rule)),
             asked: Mutex::default(),
+            tokens: Mutex::default(),
+            token_reviews: AtomicUsize::new(0),
             config_map: watch::Sender::new(None),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -62,8 +69,22 @@ impl FakeParent {
         self.state.asked.lock().unwrap().clone()
     }
 
+    /// Makes a token this person's, or nobody's any more.
+    pub(crate) fn token(&self, token: &str, user: Option<Value>) {
+        let mut tokens = self.state.tokens.lock().unwrap();
+        match user {
+            Some(user) => tokens.insert(token.to_owned(), user),
+            None => tokens.remove(token),
+        };
+    }
+
+    /// How often somebody asked whose a token is.
+    pub(crate) fn token_reviews(&self) -> usize {
+        self.state.token_reviews.load(Ordering::Relaxed)
+    }
+
     /// Sets the data of the ConfigMap; `None` deletes it.
-    pub(crate) fn config_map(&self, data: Option<&std::collections::BTreeMap<String, String>>) {
+    pub(crate) fn config_map(&self, data: Option<&BTreeMap<String, String>>) {
         self.state.config_map.send_replace(data.map(|data| {
             json!({
                 "apiVersion": "v1", "kind": "ConfigMap", "data": data,
@@ -111,6 +132,26 @@ async fn answer(state: &State, request: Request<Incoming>) -> Answer {
                     &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "code": 500 }),
                 ),
             }
+        }
+        "/apis/authentication.k8s.io/v1/tokenreviews" => {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let mut review: Value = serde_json::from_slice(&body).unwrap();
+            state.token_reviews.fetch_add(1, Ordering::Relaxed);
+            let token = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
+            let user = state.tokens.lock().unwrap().get(&token).cloned();
+            let audiences = review["spec"]["audiences"].clone();
+            review["status"] = match user {
+                // As Kubernetes does: a token for an audience of its own is not good for the API server.
+                Some(user)
+                    if user["audiences"]
+                        .as_array()
+                        .map_or_else(|| audiences.is_null(), |own| Some(own) == audiences.as_array()) =>
+                {
+                    json!({ "authenticated": true, "user": user["user"], "audiences": audiences })
+                }
+                _ => json!({ "authenticated": false, "error": "no such token" }),
+            };
+            reply(StatusCode::CREATED, &review)
         }
         "/api/v1/namespaces/kube-system/configmaps" if watching => watch_config_map(state),
         "/api/v1/namespaces/kube-system/configmaps" => {

@@ -44,6 +44,7 @@ mod bounds;
 mod conformance;
 mod contract;
 mod frames;
+mod gateway;
 mod hostile;
 mod http2;
 mod path;
@@ -60,6 +61,7 @@ struct World {
     hub: Arc<Hub>,
     parent: FakeParent,
     address: SocketAddr,
+    gateway: SocketAddr,
     ca: Ca,
     roots: RootCertStore,
     tasks: JoinSet<()>,
@@ -112,6 +114,14 @@ impl World {
         .await;
         let ca = ca("front-proxy");
         let settings = Settings {
+            gateway: Some(crate::config::Gateway {
+                listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+                cert_file: "/nowhere".into(),
+                key_file: "/nowhere".into(),
+                domain: Some("k8s.example.com".to_owned()),
+                url: Some("https://hub.example.com:8444".to_owned()),
+                ca_pem: None,
+            }),
             shutdown_delay: Duration::ZERO,
             shutdown_grace: Duration::from_secs(5),
             limits: setup.limits,
@@ -133,9 +143,15 @@ impl World {
             ServingCert::new(&serving.cert.pem(), &serving.signing_key.serialize_pem()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serve = listen::serve(listener, certificate, Arc::clone(&hub));
-        let serve = Box::pin(async move { serve.await.unwrap() });
-        (Self { hub, parent, address, ca, roots, tasks: JoinSet::new() }, serve)
+        let serve = listen::serve(Door::Aggregated, listener, certificate.clone(), Arc::clone(&hub));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = listener.local_addr().unwrap();
+        let beside = listen::serve(Door::Gateway, listener, certificate, Arc::clone(&hub));
+        let serve = Box::pin(async move {
+            let (one, two) = tokio::join!(serve, beside);
+            one.and(two).unwrap();
+        });
+        (Self { hub, parent, address, gateway, ca, roots, tasks: JoinSet::new() }, serve)
     }
 
     /// With an agent whose child is [`child`].
@@ -188,6 +204,15 @@ impl World {
         certificate: Option<(CertificateDer<'static>, Vec<u8>)>,
         wire: Wire,
     ) -> TlsStream<TcpStream> {
+        self.dial_at(self.address, certificate, wire).await
+    }
+
+    async fn dial_at(
+        &self,
+        address: SocketAddr,
+        certificate: Option<(CertificateDer<'static>, Vec<u8>)>,
+        wire: Wire,
+    ) -> TlsStream<TcpStream> {
         let config = ClientConfig::builder().with_root_certificates(self.roots.clone());
         let mut config = match certificate {
             None => config.with_no_client_auth(),
@@ -201,7 +226,7 @@ impl World {
             Wire::H1WithoutAlpn => {}
             Wire::H2 => config.alpn_protocols = vec![b"h2".to_vec()],
         }
-        let socket = TcpStream::connect(self.address).await.unwrap();
+        let socket = TcpStream::connect(address).await.unwrap();
         TlsConnector::from(Arc::new(config))
             .connect(ServerName::try_from("localhost").unwrap(), socket)
             .await
@@ -232,12 +257,14 @@ impl World {
                 .unwrap();
             self.tasks.spawn(async move { drop(connection.await) });
             let path = request.uri().path_and_query().unwrap().clone();
-            *request.uri_mut() = format!("https://hub{path}").parse().unwrap();
+            let host = request.headers_mut().remove("host");
+            let host = host.as_ref().map_or("hub", |host| host.to_str().unwrap());
+            *request.uri_mut() = format!("https://{host}{path}").parse().unwrap();
             sender.send_request(request).await.unwrap()
         } else {
             let (mut sender, connection) = conn::http1::Builder::new().handshake(stream).await.unwrap();
             self.tasks.spawn(async move { drop(connection.with_upgrades().await) });
-            request.headers_mut().insert("host", "hub".parse().unwrap());
+            request.headers_mut().entry("host").or_insert("hub".parse().unwrap());
             sender.send_request(request).await.unwrap()
         }
     }

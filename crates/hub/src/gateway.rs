@@ -1,0 +1,211 @@
+//! The second front door: people and tools come straight to the hub with a bearer token of the parent, and the
+//! parent's API server carries none of their bytes. Behind the door everything is as behind the first one:
+//! [`decide`] finds out who asks and which cluster is meant, and hands over to [`handle::proxy`].
+//!
+//! Promises: nobody is believed but the parent's TokenReview; `X-Remote-*` is never read here; a cluster that does
+//! not exist answers as one that the caller may not use; no answer is a redirect.
+
+use std::sync::Arc;
+
+use api::identity::Identity;
+use api::kubeconfig::TOKEN_PREFIX;
+use api::names::ClusterId;
+use api::secret::Secret;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use runtime::stop::Stop;
+
+use crate::audit::Event;
+use crate::authn::{self, Peer, bearer};
+use crate::body::ResponseBody;
+use crate::handle::{self, Hub};
+use crate::issued::Issued;
+use crate::refusal::Refusal;
+use crate::request_info::{self, Proxied, RequestInfo};
+
+pub mod address;
+mod impersonation;
+
+use address::Address;
+pub use impersonation::Impersonation;
+
+/// What somebody showed at this door: asked about again for as long as a request stays open.
+#[derive(Debug)]
+pub enum Standing {
+    /// A token of the parent.
+    Parents {
+        /// The token.
+        token: Secret,
+        /// Whose it is.
+        owner: Arc<Identity>,
+        /// As whom they ask, if not as themselves.
+        impersonation: Option<Impersonation>,
+    },
+    /// One of the hub's own.
+    Issued(Arc<Issued>),
+}
+
+impl Standing {
+    /// Whether it is still good.
+    ///
+    /// # Errors
+    /// The parent did not say.
+    pub async fn holds(&self, hub: &Hub) -> Result<bool, Refusal> {
+        match self {
+            Self::Issued(issued) => Ok(!issued.revoked.is_cancelled() && !issued.expired(Timestamp::now())),
+            Self::Parents { token, owner, impersonation } => {
+                match hub.tokens.identify(token).await {
+                    Ok(now) if now == *owner => {}
+                    Ok(_) | Err(Refusal::Unauthenticated(_)) => return Ok(false),
+                    Err(refusal) => return Err(refusal),
+                }
+                let Some(impersonation) = impersonation else { return Ok(true) };
+                impersonation.refused(hub, owner).await.map(|refused| refused.is_none())
+            }
+        }
+    }
+
+    /// The hub's own token.
+    pub fn issued(&self) -> Option<&Issued> {
+        match self {
+            Self::Issued(issued) => Some(issued),
+            Self::Parents { .. } => None,
+        }
+    }
+
+    /// What ends at once when the token is revoked.
+    pub fn revoked(&self) -> Option<&Stop> {
+        self.issued().map(|issued| &issued.revoked)
+    }
+}
+
+/// What is asked, by whom, of which cluster; then as everywhere.
+///
+/// # Errors
+/// Whatever stands in the way.
+pub(crate) async fn decide(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    request: Request<Incoming>,
+    id: &http::HeaderValue,
+    kind: &mut &'static str,
+    event: &mut Event,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let verb = request_info::verb(request.method())?;
+    request_info::check_form(uri, headers, request.version())?;
+    request_info::check_path(uri.path())?;
+    authn::refuse_folded_headers(headers)?;
+    let domain = hub.settings.gateway.as_ref().and_then(|gateway| gateway.domain.as_deref());
+    let address = address::read(uri, headers, request.version(), domain)?;
+    if address == Address::Bare && is_health(uri.path()) && !bearer::is_shown(headers) {
+        *kind = "health";
+        return handle::health(hub, &request);
+    }
+    *kind = "proxy";
+    let shown = bearer::token(headers).and_then(|token| hub.own(token));
+    // An unknown name is asked about like any other: the same question, the same time, the same answer.
+    let (name, cluster, target) = match (address, &shown) {
+        (Address::Cluster(name, target), _) => {
+            let cluster = hub.catalog.named(&name).or_else(|| name.as_str().parse().ok());
+            let cluster = cluster.ok_or_else(|| Refusal::NotFound(format!("there is no cluster {name}")))?;
+            (Some(name), cluster, target)
+        }
+        (Address::Bare, Ok(Shown::Issued(issued))) => (None, issued.cluster().clone(), address::whole(uri)?),
+        (Address::Bare, Ok(Shown::Parents(token))) => return bare(hub, token).await,
+        (Address::Bare, Err(refusal)) => return Err(refusal.clone()),
+    };
+    let deadline = request_info::deadline(target.path(), target.query());
+    let proxied = Proxied { cluster, target, verb, deadline };
+    let info = RequestInfo::Proxy(proxied.clone());
+    *event = handle::open_event(hub, peer, &request, id, &info)?;
+    let (who, standing) = identify(hub, shown?, headers, &proxied.cluster, event).await?;
+    let answer = handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, event).await;
+    answer.map_err(|refusal| {
+        // By the name that was asked for: the id would tell that the cluster exists.
+        if let (Refusal::ClusterForbidden(_, verb), Some(Ok(asked))) =
+            (&refusal, name.as_ref().map(|name| name.as_str().parse()))
+        {
+            return Refusal::ClusterForbidden(asked, verb);
+        }
+        refusal
+    })
+}
+
+/// A token that somebody showed.
+enum Shown {
+    /// Of the parent, or of nobody.
+    Parents(Secret),
+    /// Of the hub.
+    Issued(Arc<Issued>),
+}
+
+impl Hub {
+    /// Tells the hub's own tokens from the parent's.
+    fn own(&self, token: Secret) -> Result<Shown, Refusal> {
+        if token.reveal().starts_with(TOKEN_PREFIX) {
+            return self.issued.find(&token, Timestamp::now()).map(Shown::Issued);
+        }
+        Ok(Shown::Parents(token))
+    }
+}
+
+/// For load balancers, which have no token.
+fn is_health(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/healthz")
+}
+
+/// The caller, as themselves or as whom they may impersonate.
+async fn identify(
+    hub: &Arc<Hub>,
+    shown: Shown,
+    headers: &HeaderMap,
+    cluster: &ClusterId,
+    event: &mut Event,
+) -> Result<(Arc<Identity>, Arc<Standing>), Refusal> {
+    let impersonation = Impersonation::read(headers)?;
+    let token = match shown {
+        Shown::Parents(token) => token,
+        Shown::Issued(issued) => {
+            event.who(&issued.owner);
+            event.credential(&issued.stored.id);
+            if impersonation.is_some() {
+                return Err(Refusal::Forbidden(
+                    "this token is for one identity; it impersonates nobody".to_owned(),
+                ));
+            }
+            if issued.cluster() != cluster {
+                return Err(Refusal::Forbidden("this token is for another cluster".to_owned()));
+            }
+            return Ok((Arc::clone(&issued.owner), Arc::new(Standing::Issued(issued))));
+        }
+    };
+    let owner = hub.tokens.identify(&token).await?;
+    event.who(&owner);
+    let who = match &impersonation {
+        None => Arc::clone(&owner),
+        Some(impersonation) => {
+            if let Some(refused) = impersonation.refused(hub, &owner).await? {
+                return Err(Refusal::Forbidden(refused));
+            }
+            event.impersonates(&impersonation.whom);
+            Arc::clone(&impersonation.whom)
+        }
+    };
+    Ok((who, Arc::new(Standing::Parents { token, owner, impersonation })))
+}
+
+/// Many a tool drops the path of a server's address somewhere: tell its user, instead of a bare 404.
+async fn bare(hub: &Hub, token: &Secret) -> Result<Response<ResponseBody>, Refusal> {
+    hub.tokens.identify(token).await?;
+    let mut message = format!(
+        "this address names no cluster: the server of a kubeconfig has to be this host with the path {}NAME",
+        address::PATH
+    );
+    if let Some(domain) = hub.settings.gateway.as_ref().and_then(|gateway| gateway.domain.as_deref()) {
+        message.push_str(&format!(", or https://NAME.{domain}"));
+    }
+    message.push_str("; for a tool that drops the path, ask for a kubeconfig with a token of its own");
+    Err(Refusal::NotFound(message))
+}

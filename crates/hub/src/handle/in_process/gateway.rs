@@ -1,0 +1,291 @@
+//! The second front door: who is believed there, how a cluster is spelt, and what never gets through.
+
+use api::names::Role;
+
+use super::*;
+use crate::issued::hash;
+use crate::issued::stored::Stored;
+
+const ALICE: &str = "token-of-alice";
+
+impl World {
+    /// Connected, with a token of alice.
+    async fn at_the_gateway() -> Self {
+        let world = Self::connected().await;
+        world.parent.token(ALICE, Some(json!({ "user": { "username": "alice", "groups": ["dev"] } })));
+        world
+    }
+
+    async fn send_to_gateway(&mut self, wire: Wire, request: Request<Sent>) -> Response<Incoming> {
+        let stream = TokioIo::new(self.dial_at(self.gateway, None, wire).await);
+        self.send_on(wire, stream, request).await
+    }
+
+    /// One GET with this token and more headers.
+    async fn fetch(&mut self, token: &str, path: &str, more: &[(&str, &str)]) -> Response<Incoming> {
+        let bearer = format!("Bearer {token}");
+        let headers = [&[("authorization", bearer.as_str())], more].concat();
+        self.send_to_gateway(Wire::H2, ask("GET", path, &headers)).await
+    }
+}
+
+fn code(response: &Response<Incoming>) -> u16 {
+    response.status().as_u16()
+}
+
+#[tokio::test]
+async fn a_token_of_the_parent_reaches_a_cluster_by_path_and_by_host() {
+    let mut world = World::at_the_gateway().await;
+    let bearer = format!("Bearer {ALICE}");
+    for wire in [Wire::H1, Wire::H1WithoutAlpn, Wire::H2] {
+        for (host, path) in [
+            ("hub.example.com", "/k8s/clusters/edge-1/api/v1/pods?limit=1"),
+            ("hub.example.com:8444", "/k8s/clusters/edge-1//api/v1/pods?limit=1"),
+            ("hub.example.com", "/k8s/clusters/c1/api/v1/pods?limit=1"),
+            ("edge-1.k8s.example.com", "/api/v1/pods?limit=1"),
+            ("Edge-1.K8s.Example.Com:443", "/api/v1/pods?limit=1"),
+        ] {
+            let request = ask("GET", path, &[("authorization", &bearer), ("host", host)]);
+            let answer = world.send_to_gateway(wire, request).await;
+            assert_eq!(code(&answer), 200, "{host}{path}");
+            let seen = object(answer).await;
+            assert_eq!(seen["target"], "/api/v1/pods?limit=1", "{host}{path}");
+            assert_eq!(seen["who"], json!({ "user": "alice", "groups": ["dev", "clusternet:view"] }));
+            let names = seen["headers"].as_array().unwrap();
+            assert!(!names.contains(&json!("authorization")), "{names:?}");
+        }
+    }
+    assert_eq!(world.parent.token_reviews(), 1, "a token is asked about once in ten seconds");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn nobody_is_believed_but_the_parents_token_review() {
+    let mut world = World::at_the_gateway().await;
+    let path = "/k8s/clusters/edge-1/api";
+    let remote = [("x-remote-user", "alice"), ("x-remote-group", "system:masters")];
+    for headers in
+        [&[][..], &remote, &[("authorization", "Basic YTpi")], &[("authorization", "Bearer wrong")]]
+    {
+        let answer = world.send_to_gateway(Wire::H2, ask("GET", path, headers)).await;
+        assert_eq!(code(&answer), 401, "{headers:?}");
+        assert_eq!(object(answer).await["reason"], "Unauthorized");
+    }
+    // Even behind the aggregator's own certificate.
+    let stream = TokioIo::new(world.dial_at(world.gateway, Some(world.aggregator()), Wire::H2).await);
+    assert_eq!(code(&world.send_on(Wire::H2, stream, ask("GET", path, &remote)).await), 401);
+    // With a token they are only not read.
+    let seen = object(world.fetch(ALICE, path, &remote).await).await;
+    assert_eq!(seen["who"], json!({ "user": "alice", "groups": ["dev", "clusternet:view"] }));
+    for folded in ["x_remote_user", "impersonate_user", "x-remote_group"] {
+        assert_eq!(code(&world.fetch(ALICE, path, &[(folded, "root")]).await), 400, "{folded}");
+    }
+    // A token is no credential at the first door.
+    let bearer = format!("Bearer {ALICE}");
+    let aggregated = ask("GET", &format!("{BASE}/c1/proxy/direct/api"), &[("authorization", &bearer)]);
+    let stream = TokioIo::new(world.dial(None, Wire::H2).await);
+    assert_eq!(code(&world.send_on(Wire::H2, stream, aggregated).await), 401);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_token_for_the_gateway_alone_is_good_at_the_gateway() {
+    let mut world = World::at_the_gateway().await;
+    let user = json!({ "username": "alice", "groups": ["dev"] });
+    world.parent.token("own", Some(json!({ "user": user, "audiences": [authn::bearer::AUDIENCE] })));
+    world.parent.token("foreign", Some(json!({ "user": user, "audiences": ["https://elsewhere"] })));
+    assert_eq!(code(&world.fetch("own", "/k8s/clusters/edge-1/api", &[]).await), 200);
+    assert_eq!(code(&world.fetch("foreign", "/k8s/clusters/edge-1/api", &[]).await), 401);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn unknown_and_forbidden_clusters_answer_alike_at_the_gateway() {
+    let mut world = World::at_the_gateway().await;
+    world.parent.token("mallorys", Some(json!({ "user": { "username": "mallory" } })));
+    let mut answers = Vec::new();
+    for name in ["edge-1", "edge-2"] {
+        let answer = world.fetch("mallorys", &format!("/k8s/clusters/{name}/api"), &[]).await;
+        assert_eq!(code(&answer), 403);
+        answers.push(text(answer).await.replace(name, "NAME"));
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert!(!answers[0].contains("c1"), "the id tells that the cluster exists: {}", answers[0]);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_address_without_a_cluster_says_what_to_write_instead() {
+    let mut world = World::at_the_gateway().await;
+    for path in
+        ["/api/v1/namespaces", "/version", "/", "/k8s/clusters", "/apis/proxies.clusternet.io/v1alpha1"]
+    {
+        let answer = world.fetch(ALICE, path, &[]).await;
+        assert_eq!(code(&answer), 404, "{path}");
+        let told = object(answer).await;
+        let told = told["message"].as_str().unwrap();
+        assert!(told.contains("/k8s/clusters/NAME") && told.contains("NAME.k8s.example.com"), "{told}");
+        assert_eq!(code(&world.fetch("wrong", path, &[]).await), 401, "{path}: a stranger learns nothing");
+    }
+    let health = world.send_to_gateway(Wire::H1, ask("GET", "/readyz", &[])).await;
+    assert_eq!(code(&health), 200, "a load balancer has no token");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn whoever_may_impersonate_in_the_parent_may_do_so_here_and_nobody_else() {
+    let mut world = World::at_the_gateway().await;
+    world.parent.token("robots", Some(json!({ "user": { "username": "robot" } })));
+    world.parent.rule(|spec| {
+        let asked = &spec["resourceAttributes"];
+        let robot = spec["user"] == "robot" && asked["verb"] == "impersonate";
+        let names = asked["name"] == "alice" || asked["name"] == "dev";
+        let person = spec["user"] == "alice" && asked["name"] == "c1" && asked["verb"] != "assume";
+        Some((robot && names) || person)
+    });
+    let path = "/k8s/clusters/edge-1/api";
+    let alice = [("impersonate-user", "alice"), ("impersonate-group", "dev")];
+    let seen = world.fetch("robots", path, &alice).await;
+    assert_eq!(code(&seen), 200);
+    assert_eq!(object(seen).await["who"], json!({ "user": "alice", "groups": ["dev"] }));
+    for (token, headers, expected) in [
+        ("robots", &[][..], 403),
+        ("robots", &[("impersonate-user", "bob")], 403),
+        ("robots", &[("impersonate-user", "alice"), ("impersonate-group", "system:masters")], 403),
+        (ALICE, &[("impersonate-user", "bob")], 403),
+        ("robots", &[("impersonate-group", "dev")], 400),
+        ("robots", &[("impersonate-user", "alice"), ("impersonate-uid", "1")], 400),
+    ] {
+        let stream = TokioIo::new(world.dial_at(world.gateway, None, Wire::H1).await);
+        let bearer = format!("Bearer {token}");
+        let headers = [&[("authorization", bearer.as_str())], headers].concat();
+        let answer = world.send_on(Wire::H1, stream, ask("GET", path, &headers)).await;
+        assert_eq!(code(&answer), expected, "{token} {headers:?}: {}", text(answer).await);
+    }
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_token_that_has_ended_ends_what_it_opened() {
+    let limits = Limits { recheck: Duration::from_millis(50), ..Limits::default() };
+    let setup = Setup { limits, memory: Duration::from_millis(1), ..Setup::default() };
+    let mut world = World::start_with(setup).await.connect().await;
+    world.parent.token(ALICE, Some(json!({ "user": { "username": "alice", "groups": ["dev"] } })));
+    let mut body = world.fetch(ALICE, "/k8s/clusters/edge-1/watch?watch=1", &[]).await.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first\n");
+    world.parent.token(ALICE, None);
+    let end = tokio::time::timeout(Duration::from_secs(20), body.frame()).await;
+    assert!(end.expect("the watch goes on").is_none_or(|frame| frame.is_err()), "more of the watch came");
+    assert_eq!(code(&world.fetch(ALICE, "/k8s/clusters/edge-1/api", &[]).await), 401);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_exec_of_a_browser_carries_its_token_as_a_subprotocol() {
+    use base64::Engine as _;
+    let mut world = World::at_the_gateway().await;
+    let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(ALICE);
+    let protocols = format!("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.{token}");
+    let headers = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("sec-websocket-protocol", protocols.as_str()),
+    ];
+    let request = ask("GET", "/k8s/clusters/edge-1/api/v1/namespaces/n/pods/p/exec", &headers);
+    let response = world.send_to_gateway(Wire::H1, request).await;
+    assert_eq!(code(&response), 101);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut back = String::new();
+    stream.read_to_string(&mut back).await.unwrap();
+    assert_eq!(back, "hello and goodbye");
+    world.close().await;
+}
+
+/// A token of the hub: alice's own identity, or one role of hers.
+fn issue(world: &World, token: &str, role: Option<Role>, service: Option<&str>) -> Stored {
+    let stored = Stored {
+        id: "0123456789abcdef".to_owned(),
+        hash: hash(&api::secret::Secret::from(token.to_owned())),
+        cluster: "c1".parse().unwrap(),
+        owner: Identity::of("alice", &["dev"]).unwrap(),
+        role,
+        service: service.map(str::to_owned),
+        expires: Timestamp::now() + Duration::from_secs(3600),
+        last_used: None,
+    };
+    world.hub.issued.replace([stored.clone()]);
+    stored
+}
+
+#[tokio::test]
+async fn a_token_of_the_hub_leads_to_its_cluster_however_it_is_spelt_and_to_no_other() {
+    let mut world = World::connected().await;
+    assert_eq!(code(&world.fetch("twl-own", "/api", &[]).await), 503, "the hub does not know its tokens yet");
+    issue(&world, "twl-own", None, None);
+    let own = json!({ "user": "alice", "groups": ["dev", "clusternet:view"] });
+    for (host, path, target) in [
+        ("hub", "/k8s/clusters/edge-1/api/v1/pods", "/api/v1/pods"),
+        ("hub", "/k8s/clusters/c1/api/v1/pods", "/api/v1/pods"),
+        ("edge-1.k8s.example.com", "/api/v1/pods", "/api/v1/pods"),
+        // A tool that drops the path.
+        ("hub", "/api/v1/pods?limit=1", "/api/v1/pods?limit=1"),
+        ("hub", "//version/", "/version/"),
+        ("hub", "/livez", "/livez"),
+        ("hub", "/", "/"),
+    ] {
+        let answer = world.fetch("twl-own", path, &[("host", host)]).await;
+        assert_eq!(code(&answer), 200, "{host}{path}");
+        let seen = object(answer).await;
+        assert_eq!((&seen["target"], &seen["who"]), (&json!(target), &own), "{host}{path}");
+    }
+    for path in ["/k8s/clusters/c2/api", "/k8s/clusters/nowhere/api"] {
+        let answer = world.fetch("twl-own", path, &[]).await;
+        assert_eq!(code(&answer), 403);
+        assert!(text(answer).await.contains("for another cluster"));
+    }
+    assert_eq!(code(&world.fetch("twl-own", "/api", &[("impersonate-user", "bob")]).await), 403);
+    assert_eq!(world.parent.token_reviews(), 0, "the parent never sees a token of the hub");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_token_of_one_role_has_that_role_alone_and_only_while_its_owner_has_it() {
+    let limits = Limits::default();
+    let setup = Setup { limits, memory: Duration::from_millis(1), ..Setup::default() };
+    let mut world = World::start_with(setup).await.connect().await;
+    issue(&world, "twl-view", Some(Role::View), Some("argo"));
+    let seen = object(world.fetch("twl-view", "/api", &[]).await).await;
+    assert_eq!(seen["who"], json!({ "user": "clusternet:service:argo", "groups": ["clusternet:view"] }));
+    world.parent.rule(|spec| Some(spec["resourceAttributes"]["subresource"] == "proxy"));
+    let refused = world.fetch("twl-view", "/api", &[]).await;
+    assert_eq!(code(&refused), 403);
+    assert!(text(refused).await.contains("no longer holds it"));
+    world.parent.rule(|_| Some(false));
+    let refused = world.fetch("twl-view", "/api", &[]).await;
+    assert_eq!(code(&refused), 403, "the owner may not use the cluster any more");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn revoking_a_token_ends_what_it_opened_at_once() {
+    // Asked again in a minute: only the revocation itself can end the watch in time.
+    let mut world = World::connected().await;
+    issue(&world, "twl-own", None, None);
+    let mut body = world.fetch("twl-own", "/watch?watch=1", &[]).await.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first\n");
+    world.hub.issued.replace([]);
+    let end = tokio::time::timeout(Duration::from_secs(5), body.frame()).await;
+    assert!(end.expect("the watch goes on").is_none_or(|frame| frame.is_err()), "more of the watch came");
+    let refused = world.fetch("twl-own", "/api", &[]).await;
+    assert_eq!(code(&refused), 401);
+    assert!(text(refused).await.contains("revoked"));
+    let expired =
+        Stored { expires: Timestamp::now() - Duration::from_secs(1), ..issue(&world, "twl-own", None, None) };
+    world.hub.issued.replace([expired]);
+    assert!(text(world.fetch("twl-own", "/api", &[]).await).await.contains("expired"));
+    world.close().await;
+}
