@@ -290,7 +290,7 @@ mod tests {
         let mut tasks: JoinSet<Ended> = JoinSet::new();
         tasks.spawn(async { panic!("hunter2") });
         let error = Bound::next(&mut tasks).await.unwrap().unwrap_err();
-        assert_eq!(format!("{error:#} {error:?}").matches("panicked").count(), 2, "{error:?}");
+        assert!(error.to_string().contains("panicked"), "{error:?}");
         assert!(!format!("{error:#} {error:?}").contains("hunter2"));
     }
 
