@@ -136,6 +136,8 @@ async fn answer(request: Request<Incoming>, secret: Arc<Mutex<Value>>) -> Result
         _ => {}
     }
     let method = request.method().clone();
+    let whom = request.headers().get("impersonate-user").and_then(|user| user.to_str().ok());
+    let whom = whom.unwrap_or("the agent itself").to_owned();
     let Ok(body) = request.into_body().collect().await else {
         return Ok(full(StatusCode::BAD_REQUEST, "text/plain", "body"));
     };
@@ -147,9 +149,20 @@ async fn answer(request: Request<Incoming>, secret: Arc<Mutex<Value>>) -> Result
             &json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
                      "status": { "token": "impersonator", "expirationTimestamp": expires } }),
         )
+    } else if path.ends_with("/selfsubjectreviews") {
+        let user = json!({ "username": whom, "groups": ["system:authenticated"] });
+        object(StatusCode::CREATED, &json!({ "status": { "userInfo": user } }))
     } else if path.ends_with("/selfsubjectaccessreviews") {
-        let name = asked["spec"]["resourceAttributes"]["name"].as_str().unwrap_or_default();
-        let allowed = !name.starts_with("system:");
+        // What agent.yaml grants, and no more: the agent serves nobody where its accounts may do anything else.
+        let asked_for = &asked["spec"]["resourceAttributes"];
+        let name = asked_for["name"].as_str().unwrap_or_default();
+        let impersonates = asked_for["verb"] == "impersonate" && asked_for["group"] == "";
+        let allowed = impersonates
+            && match asked_for["resource"].as_str() {
+                Some("users") => !name.starts_with("system:"),
+                Some("groups") => name.starts_with("clusternet:"),
+                _ => false,
+            };
         object(StatusCode::CREATED, &json!({ "status": { "allowed": allowed }, "spec": asked["spec"] }))
     } else if path.ends_with("/secrets/parent-cluster") {
         let mut kept = secret.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
