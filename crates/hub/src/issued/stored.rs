@@ -11,23 +11,18 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
 
 use super::Hash;
+/// Ids are as those of invitations: 64 random bits in hex.
+pub use crate::join::stored::is_id;
 
 /// Type of the Secrets, by which they are watched.
 pub const SECRET_TYPE: &str = "access.towline.io/credential";
 /// Annotation with the time of the last use, to the minute.
 pub const LAST_USED: &str = "access.towline.io/last-used";
 const NAME_PREFIX: &str = "credential-";
-/// Length of an id: 64 random bits in hex.
-const ID_LENGTH: usize = 16;
 
 /// Name of a credential's Secret.
 pub fn secret_name(id: &str) -> String {
     format!("{NAME_PREFIX}{id}")
-}
-
-/// Whether this can be a credential's id at all; nothing else becomes part of an object's name.
-pub fn is_id(text: &str) -> bool {
-    text.len() == ID_LENGTH && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// What stands in the Secret.

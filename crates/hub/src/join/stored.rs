@@ -23,7 +23,7 @@ pub fn secret_name(id: &str) -> String {
     format!("invitation-{id}")
 }
 
-/// Whether this can be an invitation's id at all; nothing else becomes part of an object's name.
+/// Whether this can be the id of an invitation or credential at all; nothing else becomes part of an object's name.
 pub fn is_id(text: &str) -> bool {
     text.len() == ID_LENGTH && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }

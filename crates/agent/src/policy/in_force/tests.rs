@@ -1,3 +1,5 @@
+//! What is in force after each kind of reading, what ends an open request, and what is told of refusals.
+
 use std::time::Duration;
 
 use http::Method;

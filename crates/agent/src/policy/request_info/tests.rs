@@ -1,3 +1,5 @@
+//! Requests and their one reading, as kube-apiserver makes it, and those that have none.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Texts of policies: what is read, and all that is wrong with those that are not.
+
 use proptest::prelude::*;
 
 use super::*;
