@@ -5,6 +5,7 @@
 
 pub(crate) mod body;
 pub(crate) mod connect;
+mod location;
 mod pool;
 
 use std::path::PathBuf;
@@ -106,7 +107,9 @@ impl Upstream {
     pub async fn forward(&self, request: Impersonated) -> Result<Response<Body>, UpstreamError> {
         let request = request.into_request();
         let length = length_of(request.uri());
-        self.exchange(request, length).await
+        let mut answer = self.exchange(request, length).await?;
+        location::shorten(&self.authority, answer.headers_mut());
+        Ok(answer)
     }
 
     /// Sends a request of one of the agent's own accounts.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use api::identity::Identity;
 use api::status::{Reason, Status};
 use futures::future::BoxFuture;
+use http::header::LOCATION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -21,6 +22,7 @@ use tunnel_proto::{Body, SendError};
 use crate::audit::Event;
 use crate::authn::Peer;
 use crate::body::{RequestBody, ResponseBody};
+use crate::gateway::location;
 use crate::grant::Grant;
 use crate::handle::Hub;
 use crate::metrics::InFlight;
@@ -92,13 +94,20 @@ pub(crate) async fn send(
     let body = if carries_nothing(&parts.method, &body) { empty() } else { RequestBody(body).boxed_unsync() };
     let mut onward = Request::new(body);
     *onward.method_mut() = parts.method;
+    let spelt = proxied.spelt.map(|spelt| (spelt, proxied.target.clone()));
     *onward.uri_mut() = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     *onward.headers_mut() = outbound;
     let deadline = deadline(proxied.deadline, hub.settings.limits.answer_timeout);
     let answer = within(deadline, name, exchange(hub, &live, name, onward)).await?;
     let (mut parts, body) = answer.into_parts();
+    let elsewhere =
+        spelt.map(|(spelt, asked)| location::take(&spelt, &asked, parts.status, &mut parts.headers));
+    let elsewhere = elsewhere.transpose().map_err(|why| Refusal::BadAnswer(name.to_owned(), why))?;
     pass_on(hub, name, parts.status, &mut parts.headers)?;
+    if let Some(elsewhere) = elsewhere.flatten() {
+        parts.headers.insert(LOCATION, elsewhere);
+    }
     if to_head || ends_with_its_head(parts.status) {
         return Ok(Response::from_parts(parts, ResponseBody::empty()));
     }

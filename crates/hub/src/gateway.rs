@@ -3,7 +3,7 @@
 //! [`decide`] finds out who asks and which cluster is meant, and hands over to [`handle::proxy`].
 //!
 //! Promises: nobody is believed but the parent's TokenReview; `X-Remote-*` is never read here; a cluster that does
-//! not exist answers as one that the caller may not use; no answer is a redirect.
+//! not exist answers as one that the caller may not use; no answer leads to another host.
 
 use std::sync::Arc;
 
@@ -27,9 +27,11 @@ use crate::request_info::{self, Proxied, RequestInfo};
 pub mod address;
 mod impersonation;
 
+pub mod location;
 use address::Address;
 pub use impersonation::Impersonation;
 
+use location::Spelt;
 /// What somebody showed at this door: asked about again for as long as a request stays open.
 #[derive(Debug)]
 pub enum Standing {
@@ -106,18 +108,21 @@ pub(crate) async fn decide(
     *kind = "proxy";
     let shown = bearer::token(headers).and_then(|token| hub.own(token));
     // An unknown name is asked about like any other: the same question, the same time, the same answer.
-    let (name, cluster, target) = match (address, &shown) {
-        (Address::Cluster(name, target), _) => {
-            let cluster = hub.catalog.named(&name).or_else(|| name.as_str().parse().ok());
-            let cluster = cluster.ok_or_else(|| Refusal::NotFound(format!("there is no cluster {name}")))?;
-            (Some(name), cluster, target)
-        }
-        (Address::Bare, Ok(Shown::Issued(issued))) => (None, issued.cluster().clone(), address::whole(uri)?),
+    let (name, target, spelt) = match (address, &shown) {
+        (Address::Path(name, target), _) => (Some(name.clone()), target, Spelt::Path(name)),
+        (Address::Host(name, target), _) => (Some(name), target, Spelt::Host),
+        (Address::Bare, Ok(Shown::Issued(_))) => (None, address::whole(uri)?, Spelt::Root),
         (Address::Bare, Ok(Shown::Parents(token))) => return bare(hub, token).await,
         (Address::Bare, Err(refusal)) => return Err(refusal.clone()),
     };
     let deadline = request_info::deadline(target.path(), target.query());
-    let proxied = Proxied { cluster, target, verb, deadline };
+    let proxied = Proxied { cluster, target, verb, deadline, spelt: Some(spelt) };
+    let cluster = match (&name, &shown) {
+        (Some(name), _) => hub.catalog.named(name).or_else(|| name.as_str().parse().ok()),
+        (None, Ok(Shown::Issued(issued))) => Some(issued.cluster().clone()),
+        (None, _) => None,
+    };
+    let cluster = cluster.ok_or_else(|| Refusal::NotFound("there is no such cluster".to_owned()))?;
     let info = RequestInfo::Proxy(proxied.clone());
     *event = handle::open_event(hub, peer, &request, id, &info)?;
     let (who, standing) = identify(hub, shown?, headers, &proxied.cluster, event).await?;

@@ -11,6 +11,7 @@ use api::names::ClusterId;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Uri, Version, header};
 
+use crate::gateway::location::Spelt;
 use crate::issued::stored;
 use crate::refusal::Refusal;
 
@@ -56,6 +57,8 @@ pub struct Proxied {
     /// How long the caller waits for the head of the answer, [`Duration::MAX`] if that was not said; `None` for what
     /// stays open by nature.
     pub deadline: Option<Duration>,
+    /// At the gateway, how the caller has named the cluster.
+    pub spelt: Option<Spelt>,
 }
 
 /// The constant documents.
@@ -107,7 +110,7 @@ impl RequestInfo {
             },
             Shape::Proxy(cluster, target) => {
                 let deadline = deadline(target.path(), target.query());
-                return Ok(Self::Proxy(Proxied { cluster, target, verb, deadline }));
+                return Ok(Self::Proxy(Proxied { cluster, target, verb, deadline, spelt: None }));
             }
         };
         if allowed.contains(method) {

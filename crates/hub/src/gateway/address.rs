@@ -18,8 +18,10 @@ pub const PATH: &str = "/k8s/clusters/";
 /// How a request spells its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// It names one, by host or by path; what is asked there.
-    Cluster(ClusterName, PathAndQuery),
+    /// By host; what is asked there.
+    Host(ClusterName, PathAndQuery),
+    /// By path; the same.
+    Path(ClusterName, PathAndQuery),
     /// It names none.
     Bare,
 }
@@ -37,12 +39,17 @@ pub fn read(
     let host = host(uri, headers, version)?;
     if let Some(name) = domain.and_then(|domain| below(&host, domain)) {
         let target = target(uri.path(), uri.query())?;
-        return Ok(Address::Cluster(name.parse().map_err(|_| no_cluster(name))?, target));
+        return Ok(Address::Host(name.parse().map_err(|_| no_cluster(name))?, target));
     }
     let Some(rest) = uri.path().strip_prefix(PATH) else { return Ok(Address::Bare) };
     let (name, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let name = name.parse().map_err(|_| no_cluster(name))?;
-    Ok(Address::Cluster(name, target(rest, uri.query())?))
+    Ok(Address::Path(name, target(rest, uri.query())?))
+}
+
+/// Whether a path is the hub's own where no host names a cluster.
+pub(super) fn is_hubs(path: &str) -> bool {
+    path.starts_with(PATH)
 }
 
 fn no_cluster(name: &str) -> Refusal {
@@ -104,25 +111,29 @@ mod tests {
         (path.parse().unwrap(), [host].into_iter().collect())
     }
 
-    fn at(name: &str, target: &str) -> Address {
-        Address::Cluster(name.parse().unwrap(), target.parse().unwrap())
+    fn by_path(name: &str, target: &str) -> Address {
+        Address::Path(name.parse().unwrap(), target.parse().unwrap())
+    }
+
+    fn by_host(name: &str, target: &str) -> Address {
+        Address::Host(name.parse().unwrap(), target.parse().unwrap())
     }
 
     #[test]
     fn a_cluster_is_spelt_by_host_or_by_path_with_any_slashes_between() {
         let hub = "hub.example.com:8443";
         for (host, path, expected) in [
-            (hub, "/k8s/clusters/edge-1", Ok(at("edge-1", "/"))),
-            (hub, "/k8s/clusters/edge-1/", Ok(at("edge-1", "/"))),
-            (hub, "/k8s/clusters/edge-1/api/v1?limit=5", Ok(at("edge-1", "/api/v1?limit=5"))),
-            (hub, "/k8s/clusters/edge-1//version", Ok(at("edge-1", "/version"))),
-            (hub, "/k8s/clusters/edge-1/version/", Ok(at("edge-1", "/version/"))),
-            (hub, "/k8s/clusters/edge-1?a=b", Ok(at("edge-1", "/?a=b"))),
-            ("edge-1.k8s.example.com", "/api", Ok(at("edge-1", "/api"))),
-            ("EDGE-1.K8S.Example.Com.:443", "/", Ok(at("edge-1", "/"))),
-            ("edge-1.k8s.example.com", "//api", Ok(at("edge-1", "/api"))),
+            (hub, "/k8s/clusters/edge-1", Ok(by_path("edge-1", "/"))),
+            (hub, "/k8s/clusters/edge-1/", Ok(by_path("edge-1", "/"))),
+            (hub, "/k8s/clusters/edge-1/api/v1?limit=5", Ok(by_path("edge-1", "/api/v1?limit=5"))),
+            (hub, "/k8s/clusters/edge-1//version", Ok(by_path("edge-1", "/version"))),
+            (hub, "/k8s/clusters/edge-1/version/", Ok(by_path("edge-1", "/version/"))),
+            (hub, "/k8s/clusters/edge-1?a=b", Ok(by_path("edge-1", "/?a=b"))),
+            ("edge-1.k8s.example.com", "/api", Ok(by_host("edge-1", "/api"))),
+            ("EDGE-1.K8S.Example.Com.:443", "/", Ok(by_host("edge-1", "/"))),
+            ("edge-1.k8s.example.com", "//api", Ok(by_host("edge-1", "/api"))),
             // A host that names a cluster decides alone: its child knows no such path.
-            ("edge-1.k8s.example.com", "/k8s/clusters/b/api", Ok(at("edge-1", "/k8s/clusters/b/api"))),
+            ("edge-1.k8s.example.com", "/k8s/clusters/b/api", Ok(by_host("edge-1", "/k8s/clusters/b/api"))),
             (hub, "/api/v1/namespaces", Ok(Address::Bare)),
             (hub, "/", Ok(Address::Bare)),
             (hub, "/k8s/clusters", Ok(Address::Bare)),
@@ -159,11 +170,9 @@ mod tests {
             query in proptest::option::of("[a-z=&%0-9/]{1,20}"),
         ) {
             let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-            let expected = Ok(at(&name, &format!("/{rest}{query}")));
-            let by_path = format!("{PATH}{name}/{rest}{query}");
-            prop_assert_eq!(&read_at("hub", &by_path), &expected);
-            let by_host = format!("/{rest}{query}");
-            prop_assert_eq!(read_at(&format!("{name}.k8s.example.com"), &by_host), expected);
+            let inside = format!("/{rest}{query}");
+            prop_assert_eq!(read_at("hub", &format!("{PATH}{name}{inside}")), Ok(by_path(&name, &inside)));
+            prop_assert_eq!(read_at(&format!("{name}.k8s.example.com"), &inside), Ok(by_host(&name, &inside)));
         }
     }
 }

@@ -360,7 +360,8 @@ async fn child(mut request: Request<Incoming>) -> Response<Body> {
         "/redirect" => {
             let mut response = Response::new(whole(String::new()));
             *response.status_mut() = StatusCode::FOUND;
-            response.headers_mut().insert("location", "https://169.254.169.254/".parse().unwrap());
+            let location = request.uri().query().unwrap_or("https://169.254.169.254/");
+            response.headers_mut().insert("location", location.parse().unwrap());
             response
         }
         "/watch" => {

@@ -286,6 +286,30 @@ async fn revoking_a_token_ends_what_it_opened_at_once() {
     let expired =
         Stored { expires: Timestamp::now() - Duration::from_secs(1), ..issue(&world, "twl-own", None, None) };
     world.hub.issued.replace([expired]);
+#[tokio::test]
+async fn a_childs_redirect_stays_at_the_gateway_in_the_spelling_of_the_caller_or_is_a_bad_gateway() {
+    let mut world = World::at_the_gateway().await;
+    issue(&world, "twl-own", None, None);
+    let by_path = "/k8s/clusters/edge-1";
+    for (token, host, prefix, location, expected) in [
+        (ALICE, "hub", by_path, "/api/v1/", Some("/k8s/clusters/edge-1/api/v1/")),
+        (ALICE, "hub", "/k8s/clusters/c1", "login?a=b", Some("/k8s/clusters/c1/login?a=b")),
+        (ALICE, "edge-1.k8s.example.com", "", "/api/v1/", Some("/api/v1/")),
+        ("twl-own", "hub", "", "/api/v1/", Some("/api/v1/")),
+        ("twl-own", "hub", "", "/k8s/clusters/edge-2/", None),
+        (ALICE, "hub", by_path, "https://evil.example.com/", None),
+        (ALICE, "edge-1.k8s.example.com", "", "//evil.example.com/", None),
+        (ALICE, "hub", by_path, "/../../edge-2/api", None),
+    ] {
+        let answer = world.fetch(token, &format!("{prefix}/redirect?{location}"), &[("host", host)]).await;
+        assert_eq!(code(&answer), if expected.is_some() { 302 } else { 502 }, "{host}{prefix} {location}");
+        let got = answer.headers().get("location").map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(got.as_deref(), expected, "{host}{prefix} {location}");
+    }
+    assert_eq!(world.parent.token_reviews(), 1, "nothing was followed");
+    world.close().await;
+}
+
     assert!(text(world.fetch("twl-own", "/api", &[]).await).await.contains("expired"));
     world.close().await;
 }
