@@ -15,6 +15,7 @@ use crate::forward;
 use crate::refusal::Refusal;
 
 pub mod bearer;
+pub mod failures;
 pub mod front_proxy;
 
 use front_proxy::{FrontProxy, Trust, TrustProblem};

@@ -5,6 +5,7 @@
 //! Promises: nobody is believed but the parent's TokenReview; `X-Remote-*` is never read here; a cluster that does
 //! not exist answers as one that the caller may not use; no answer leads to another host.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::identity::Identity;
@@ -26,12 +27,12 @@ use crate::request_info::{self, Proxied, RequestInfo};
 
 pub mod address;
 mod impersonation;
-
 pub mod location;
+
 use address::Address;
 pub use impersonation::Impersonation;
-
 use location::Spelt;
+
 /// What somebody showed at this door: asked about again for as long as a request stays open.
 #[derive(Debug)]
 pub enum Standing {
@@ -57,7 +58,7 @@ impl Standing {
         match self {
             Self::Issued(issued) => Ok(!issued.revoked.is_cancelled() && !issued.expired(Timestamp::now())),
             Self::Parents { token, owner, impersonation } => {
-                match hub.tokens.identify(token).await {
+                match hub.tokens.again(token).await {
                     Ok(now) if now == *owner => {}
                     Ok(_) | Err(Refusal::Unauthenticated(_)) => return Ok(false),
                     Err(refusal) => return Err(refusal),
@@ -106,26 +107,27 @@ pub(crate) async fn decide(
         return handle::health(hub, &request);
     }
     *kind = "proxy";
-    let shown = bearer::token(headers).and_then(|token| hub.own(token));
+    let from = peer.address.ip();
+    let shown = bearer::token(headers).and_then(|token| hub.own(token, from));
     // An unknown name is asked about like any other: the same question, the same time, the same answer.
     let (name, target, spelt) = match (address, &shown) {
         (Address::Path(name, target), _) => (Some(name.clone()), target, Spelt::Path(name)),
         (Address::Host(name, target), _) => (Some(name), target, Spelt::Host),
         (Address::Bare, Ok(Shown::Issued(_))) => (None, address::whole(uri)?, Spelt::Root),
-        (Address::Bare, Ok(Shown::Parents(token))) => return bare(hub, token).await,
+        (Address::Bare, Ok(Shown::Parents(token))) => return bare(hub, token, from).await,
         (Address::Bare, Err(refusal)) => return Err(refusal.clone()),
     };
-    let deadline = request_info::deadline(target.path(), target.query());
-    let proxied = Proxied { cluster, target, verb, deadline, spelt: Some(spelt) };
     let cluster = match (&name, &shown) {
         (Some(name), _) => hub.catalog.named(name).or_else(|| name.as_str().parse().ok()),
         (None, Ok(Shown::Issued(issued))) => Some(issued.cluster().clone()),
         (None, _) => None,
     };
     let cluster = cluster.ok_or_else(|| Refusal::NotFound("there is no such cluster".to_owned()))?;
+    let deadline = request_info::deadline(target.path(), target.query());
+    let proxied = Proxied { cluster, target, verb, deadline, spelt: Some(spelt) };
     let info = RequestInfo::Proxy(proxied.clone());
     *event = handle::open_event(hub, peer, &request, id, &info)?;
-    let (who, standing) = identify(hub, shown?, headers, &proxied.cluster, event).await?;
+    let (who, standing) = identify(hub, shown?, from, headers, &proxied.cluster, event).await?;
     let answer = handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, event).await;
     answer.map_err(|refusal| {
         // By the name that was asked for: the id would tell that the cluster exists.
@@ -148,11 +150,16 @@ enum Shown {
 
 impl Hub {
     /// Tells the hub's own tokens from the parent's.
-    fn own(&self, token: Secret) -> Result<Shown, Refusal> {
-        if token.reveal().starts_with(TOKEN_PREFIX) {
-            return self.issued.find(&token, Timestamp::now()).map(Shown::Issued);
+    fn own(&self, token: Secret, from: IpAddr) -> Result<Shown, Refusal> {
+        if !token.reveal().starts_with(TOKEN_PREFIX) {
+            return Ok(Shown::Parents(token));
         }
-        Ok(Shown::Parents(token))
+        let found = self.issued.find(&token, Timestamp::now());
+        if let Err(Refusal::Unauthenticated(_)) = found {
+            self.tokens.failures.check(from)?;
+            self.tokens.failures.count(from);
+        }
+        found.map(Shown::Issued)
     }
 }
 
@@ -165,6 +172,7 @@ fn is_health(path: &str) -> bool {
 async fn identify(
     hub: &Arc<Hub>,
     shown: Shown,
+    from: IpAddr,
     headers: &HeaderMap,
     cluster: &ClusterId,
     event: &mut Event,
@@ -186,7 +194,7 @@ async fn identify(
             return Ok((Arc::clone(&issued.owner), Arc::new(Standing::Issued(issued))));
         }
     };
-    let owner = hub.tokens.identify(&token).await?;
+    let owner = hub.tokens.identify(&token, from).await?;
     event.who(&owner);
     let who = match &impersonation {
         None => Arc::clone(&owner),
@@ -202,8 +210,8 @@ async fn identify(
 }
 
 /// Many a tool drops the path of a server's address somewhere: tell its user, instead of a bare 404.
-async fn bare(hub: &Hub, token: &Secret) -> Result<Response<ResponseBody>, Refusal> {
-    hub.tokens.identify(token).await?;
+async fn bare(hub: &Hub, token: &Secret, from: IpAddr) -> Result<Response<ResponseBody>, Refusal> {
+    hub.tokens.identify(token, from).await?;
     let mut message = format!(
         "this address names no cluster: the server of a kubeconfig has to be this host with the path {}NAME",
         address::PATH

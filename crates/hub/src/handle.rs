@@ -7,7 +7,8 @@ use api::identity::Identity;
 use api::mapping;
 use api::status::{Reason, Status};
 use http::header::{
-    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, UPGRADE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -150,7 +151,12 @@ pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> 
         Err(refusal) => {
             hub.metrics.refused(refusal.label());
             tracing::debug!(request_id = ?id, peer = %peer.address, kind, reason = refusal.label(), "refused: {refusal}");
-            respond(&refusal.to_status())
+            let mut response = respond(&refusal.to_status());
+            if peer.door == Door::Gateway && response.status() == StatusCode::UNAUTHORIZED {
+                // RFC 9110 section 11.6.1 wants it with every 401; at the first door there is no scheme to name.
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            response
         }
     };
     if method == Method::HEAD {

@@ -48,6 +48,9 @@ pub enum Refusal {
     /// One user or one cluster has used up its share of the hub.
     #[error("{0}")]
     ShareUsedUp(String),
+    /// One source address has shown too many tokens that are nobody's; it may go on after so many seconds.
+    #[error("too many tokens from this address were refused; try again in {0} s, with a good one")]
+    FailedTokens(u32),
     /// The audit log cannot follow.
     #[error("the hub's audit log cannot be written as fast as requests come; try again")]
     AuditBehind,
@@ -100,7 +103,9 @@ impl Refusal {
             Self::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, Reason::NotAcceptable),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, Reason::BadRequest),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Reason::RequestEntityTooLarge),
-            Self::ShareUsedUp(_) => (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests),
+            Self::ShareUsedUp(_) | Self::FailedTokens(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests)
+            }
             Self::JustLost(..) | Self::Offline(..) | Self::Starting | Self::Stopping | Self::AuditBehind => {
                 (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable)
             }
@@ -114,6 +119,9 @@ impl Refusal {
             self,
             Self::JustLost(..) | Self::Starting | Self::Stopping | Self::ShareUsedUp(_) | Self::AuditBehind
         );
+        if let Self::FailedTokens(seconds) = self {
+            return status.retry_after(*seconds);
+        }
         if passes { status.retry_after(1) } else { status }
     }
 
@@ -132,6 +140,7 @@ impl Refusal {
             Self::NotAcceptable(_) => "not_acceptable",
             Self::BadRequest(_) => "bad_request",
             Self::ShareUsedUp(_) => "share_used_up",
+            Self::FailedTokens(_) => "failed_tokens",
             Self::AuditBehind => "audit_behind",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::JustLost(..) => "just_lost",

@@ -1,6 +1,8 @@
 //! Who asks at the gateway: whoever the parent says a bearer token belongs to (TokenReview), remembered for ten
-//! seconds. No answer is an error, never a yes; a token is nowhere but in the request and, as a hash, in memory.
+//! seconds. A token that was good is remembered for longer, as one that may always be asked about: the limit on failed
+//! tokens ([`failures`](super::failures)) is for strangers. No answer is an error, never a yes; a token is nowhere but in the request and, as a hash, in memory.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use kube::{Api, Client};
 use moka::future::Cache;
 use tokio::sync::Semaphore;
 
+use super::failures::Failures;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 
@@ -23,6 +26,11 @@ use crate::refusal::Refusal;
 const CACHE_TTL: Duration = Duration::from_secs(10);
 /// Answers that are remembered: a hash and, for a yes, an identity, together about 1 KiB: 16 MiB.
 const CACHE_ENTRIES: u64 = 16_384;
+/// How long a token that was good may be asked about, whatever else comes from its address; longer than any pause of a
+/// tool that is at work.
+const GOOD_TTL: Duration = Duration::from_hours(1);
+/// Tokens that were good: a hash and bookkeeping, about 200 bytes: 6 MiB.
+const GOOD_ENTRIES: u64 = 32_768;
 /// Longest token. Those of identity providers with hundreds of groups reach 10 KiB.
 const MAX_TOKEN: usize = 32 * 1024;
 /// Questions on their way at once; strangers with made-up tokens wait here instead of in the parent.
@@ -78,15 +86,20 @@ fn decoded(text: &str) -> Option<Secret> {
     token.bytes().all(|byte| byte.is_ascii_graphic()).then(|| Secret::from(token))
 }
 
+const NOBODYS: Refusal =
+    Refusal::Unauthenticated("the parent cluster does not know this token, or it has expired");
+
 /// What the parent said of a token; `None` is a no.
 type Verdict = Option<Arc<Identity>>;
 
 /// The parent's authenticator.
-#[derive(Clone)]
 pub struct Tokens {
     reviews: Api<TokenReview>,
     known: Cache<[u8; 32], Verdict>,
-    asking: Arc<Semaphore>,
+    good: Cache<[u8; 32], ()>,
+    /// Tokens that were nobody's, by source address.
+    pub failures: Failures,
+    asking: Semaphore,
     metrics: Metrics,
 }
 
@@ -100,42 +113,74 @@ impl Tokens {
     /// Asks through this client.
     pub fn new(client: Client, metrics: Metrics) -> Self {
         let known = Cache::builder().max_capacity(CACHE_ENTRIES).time_to_live(CACHE_TTL).build();
-        Self { reviews: Api::all(client), known, asking: Arc::new(Semaphore::new(MAX_ASKING)), metrics }
+        let good = Cache::builder().max_capacity(GOOD_ENTRIES).time_to_live(GOOD_TTL).build();
+        let (failures, asking) = (Failures::default(), Semaphore::new(MAX_ASKING));
+        Self { reviews: Api::all(client), known, good, failures, asking, metrics }
     }
 
-    /// Whose token it is. The same token at the same time is asked about once.
+    /// Whose token it is, shown by somebody at this address. The same token at the same time is asked about once.
     ///
     /// # Errors
-    /// 401 when it is nobody's, 500 when the parent did not say.
-    pub async fn identify(&self, token: &Secret) -> Result<Arc<Identity>, Refusal> {
+    /// 401 when it is nobody's, 429 when too many from there were nobody's, 500 when the parent did not say.
+    pub async fn identify(&self, token: &Secret, from: IpAddr) -> Result<Arc<Identity>, Refusal> {
         let key = hash(token);
-        let verdict = match self.known.get(&key).await {
-            Some(verdict) => verdict,
-            // Boxed, as in `authz`: asking takes KiBs of state, and every request's future would hold it.
-            None => Box::pin(self.known.try_get_with(key, self.ask(token)))
-                .await
-                .map_err(|error: Arc<Refusal>| (*error).clone())?,
-        };
-        verdict
-            .ok_or(Refusal::Unauthenticated("the parent cluster does not know this token, or it has expired"))
+        if let Some(verdict) = self.known.get(&key).await {
+            return verdict.ok_or(NOBODYS);
+        }
+        let stranger = if self.good.contains_key(&key) { None } else { Some(from) };
+        // Boxed, as in `authz`: asking takes KiBs of state, and every request's future would hold it.
+        let verdict = Box::pin(self.known.try_get_with(key, self.ask(key, token, stranger))).await;
+        verdict.map_err(|error: Arc<Refusal>| (*error).clone())?.ok_or(NOBODYS)
     }
 
-    async fn ask(&self, token: &Secret) -> Result<Verdict, Refusal> {
-        let answer = tokio::time::timeout(TIMEOUT, self.ask_in_turn(token)).await;
-        let answer = answer
-            .map_err(|_| "timeout".to_owned())
-            .and_then(|answer| answer.map_err(|error| reason(&error)));
+    /// Whose token it is now, of one that was good when it opened what is still open.
+    ///
+    /// # Errors
+    /// 401 when it is nobody's any more, 500 when the parent did not say.
+    pub async fn again(&self, token: &Secret) -> Result<Arc<Identity>, Refusal> {
+        let key = hash(token);
+        let verdict = Box::pin(self.known.try_get_with(key, self.ask(key, token, None))).await;
+        verdict.map_err(|error: Arc<Refusal>| (*error).clone())?.ok_or(NOBODYS)
+    }
+
+    /// As if the time of all answers were over.
+    #[cfg(test)]
+    pub(crate) async fn forget_answers(&self) {
+        self.known.invalidate_all();
+        self.known.run_pending_tasks().await;
+    }
+
+    async fn ask(&self, key: [u8; 32], token: &Secret, stranger: Option<IpAddr>) -> Result<Verdict, Refusal> {
+        let check = || stranger.map_or(Ok(()), |from| self.failures.check(from));
+        // Before the queue, so that it stays short, and behind it, so that no more are asked than may fail.
+        check()?;
+        let in_turn = async {
+            // The semaphore is never closed, so an error cannot happen; no permit would still be no harm.
+            let _turn = self.asking.acquire().await.ok();
+            check()?;
+            let answer = self.review(token).await;
+            answer.map_err(|error| Refusal::AuthenticatorUnavailable(reason(&error)))
+        };
+        let answer = tokio::time::timeout(TIMEOUT, in_turn).await;
+        let answer = answer.unwrap_or_else(|_| Err(Refusal::AuthenticatorUnavailable("timeout".to_owned())));
         self.metrics.tokens_reviewed(match answer {
             Ok(Some(_)) => "authenticated",
             Ok(None) => "unauthenticated",
+            Err(Refusal::FailedTokens(_)) => "not_asked",
             Err(_) => "error",
         });
-        answer.map_err(Refusal::AuthenticatorUnavailable)
+        match (&answer, stranger) {
+            (Ok(Some(_)), _) => self.good.insert(key, ()).await,
+            (Ok(None), stranger) => {
+                self.good.invalidate(&key).await;
+                stranger.into_iter().for_each(|from| self.failures.count(from));
+            }
+            (Err(_), _) => {}
+        }
+        answer
     }
 
-    async fn ask_in_turn(&self, token: &Secret) -> Result<Verdict, kube::Error> {
-        // The semaphore is never closed, so an error cannot happen; no permit would still be no harm.
-        let _turn = self.asking.acquire().await.ok();
+    async fn review(&self, token: &Secret) -> Result<Verdict, kube::Error> {
         for audience in [None, Some(AUDIENCE)] {
             let review = TokenReview {
                 spec: TokenReviewSpec {

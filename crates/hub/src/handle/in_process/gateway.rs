@@ -69,6 +69,7 @@ async fn nobody_is_believed_but_the_parents_token_review() {
     {
         let answer = world.send_to_gateway(Wire::H2, ask("GET", path, headers)).await;
         assert_eq!(code(&answer), 401, "{headers:?}");
+        assert_eq!(answer.headers()["www-authenticate"], "Bearer");
         assert_eq!(object(answer).await["reason"], "Unauthorized");
     }
     // Even behind the aggregator's own certificate.
@@ -181,6 +182,45 @@ async fn a_token_that_has_ended_ends_what_it_opened() {
 }
 
 #[tokio::test]
+async fn many_failed_tokens_of_one_address_stop_strangers_there_and_nobody_else() {
+    let mut world = World::at_the_gateway().await;
+    issue(&world, "twl-own", None, None);
+    let path = "/k8s/clusters/edge-1/api";
+    assert_eq!(code(&world.fetch(ALICE, path, &[]).await), 200);
+    let stream = TokioIo::new(world.dial_at(world.gateway, None, Wire::H2).await);
+    let (mut sender, connection) =
+        conn::http2::Builder::new(TokioExecutor::new()).handshake(stream).await.unwrap();
+    world.tasks.spawn(async move { drop(connection.await) });
+    let mut failed = 0;
+    let last = loop {
+        let bearer = format!("Bearer made-up-{failed}");
+        let request = ask("GET", &format!("https://hub{path}"), &[("authorization", &bearer)]);
+        let answer = sender.send_request(request).await.unwrap();
+        if code(&answer) != 401 {
+            break answer;
+        }
+        failed += 1;
+        assert!(failed < 1000, "nothing stops them");
+    };
+    assert!(failed >= 100, "after {failed}");
+    assert_eq!((code(&last), &last.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    let asked = world.parent.token_reviews();
+    // Of those that are at work here, nobody is stopped, not even when the parent has to be asked again.
+    world.hub.tokens.forget_answers().await;
+    assert_eq!(code(&world.fetch(ALICE, path, &[]).await), 200);
+    assert_eq!(world.parent.token_reviews(), asked + 1);
+    assert_eq!(code(&world.fetch("twl-own", path, &[]).await), 200);
+    // What the hub itself has never issued costs the parent nothing, and counts like any other.
+    let mut failed = 0;
+    while code(&world.fetch("twl-made-up", path, &[]).await) == 401 {
+        failed += 1;
+        assert!(failed < 1000, "nothing stops them");
+    }
+    assert_eq!(world.parent.token_reviews(), asked + 1);
+    world.close().await;
+}
+
+#[tokio::test]
 async fn an_exec_of_a_browser_carries_its_token_as_a_subprotocol() {
     use base64::Engine as _;
     let mut world = World::at_the_gateway().await;
@@ -202,6 +242,30 @@ async fn an_exec_of_a_browser_carries_its_token_as_a_subprotocol() {
     let mut back = String::new();
     stream.read_to_string(&mut back).await.unwrap();
     assert_eq!(back, "hello and goodbye");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_childs_redirect_stays_at_the_gateway_in_the_spelling_of_the_caller_or_is_a_bad_gateway() {
+    let mut world = World::at_the_gateway().await;
+    issue(&world, "twl-own", None, None);
+    let by_path = "/k8s/clusters/edge-1";
+    for (token, host, prefix, location, expected) in [
+        (ALICE, "hub", by_path, "/api/v1/", Some("/k8s/clusters/edge-1/api/v1/")),
+        (ALICE, "hub", "/k8s/clusters/c1", "login?a=b", Some("/k8s/clusters/c1/login?a=b")),
+        (ALICE, "edge-1.k8s.example.com", "", "/api/v1/", Some("/api/v1/")),
+        ("twl-own", "hub", "", "/api/v1/", Some("/api/v1/")),
+        ("twl-own", "hub", "", "/k8s/clusters/edge-2/", None),
+        (ALICE, "hub", by_path, "https://evil.example.com/", None),
+        (ALICE, "edge-1.k8s.example.com", "", "//evil.example.com/", None),
+        (ALICE, "hub", by_path, "/../../edge-2/api", None),
+    ] {
+        let answer = world.fetch(token, &format!("{prefix}/redirect?{location}"), &[("host", host)]).await;
+        assert_eq!(code(&answer), if expected.is_some() { 302 } else { 502 }, "{host}{prefix} {location}");
+        let got = answer.headers().get("location").map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(got.as_deref(), expected, "{host}{prefix} {location}");
+    }
+    assert_eq!(world.parent.token_reviews(), 1, "nothing was followed");
     world.close().await;
 }
 
@@ -286,30 +350,6 @@ async fn revoking_a_token_ends_what_it_opened_at_once() {
     let expired =
         Stored { expires: Timestamp::now() - Duration::from_secs(1), ..issue(&world, "twl-own", None, None) };
     world.hub.issued.replace([expired]);
-#[tokio::test]
-async fn a_childs_redirect_stays_at_the_gateway_in_the_spelling_of_the_caller_or_is_a_bad_gateway() {
-    let mut world = World::at_the_gateway().await;
-    issue(&world, "twl-own", None, None);
-    let by_path = "/k8s/clusters/edge-1";
-    for (token, host, prefix, location, expected) in [
-        (ALICE, "hub", by_path, "/api/v1/", Some("/k8s/clusters/edge-1/api/v1/")),
-        (ALICE, "hub", "/k8s/clusters/c1", "login?a=b", Some("/k8s/clusters/c1/login?a=b")),
-        (ALICE, "edge-1.k8s.example.com", "", "/api/v1/", Some("/api/v1/")),
-        ("twl-own", "hub", "", "/api/v1/", Some("/api/v1/")),
-        ("twl-own", "hub", "", "/k8s/clusters/edge-2/", None),
-        (ALICE, "hub", by_path, "https://evil.example.com/", None),
-        (ALICE, "edge-1.k8s.example.com", "", "//evil.example.com/", None),
-        (ALICE, "hub", by_path, "/../../edge-2/api", None),
-    ] {
-        let answer = world.fetch(token, &format!("{prefix}/redirect?{location}"), &[("host", host)]).await;
-        assert_eq!(code(&answer), if expected.is_some() { 302 } else { 502 }, "{host}{prefix} {location}");
-        let got = answer.headers().get("location").map(|value| value.to_str().unwrap().to_owned());
-        assert_eq!(got.as_deref(), expected, "{host}{prefix} {location}");
-    }
-    assert_eq!(world.parent.token_reviews(), 1, "nothing was followed");
-    world.close().await;
-}
-
     assert!(text(world.fetch("twl-own", "/api", &[]).await).await.contains("expired"));
     world.close().await;
 }
