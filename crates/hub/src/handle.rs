@@ -38,6 +38,7 @@ use crate::grant::Grant;
 use crate::issued;
 use crate::issued::IssuedTokens;
 use crate::join::Join;
+use crate::listen::{KEPT_FOR_EACH_DOOR, MAX_CONNECTIONS, Places};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
@@ -76,6 +77,8 @@ pub struct Hub {
     pub catalog: Arc<Catalog>,
     /// Which of them are connected here.
     pub tunnels: Arc<Tunnels>,
+    /// Connections at both doors.
+    pub places: Places,
     /// What each user may take of this hub.
     pub users: Shares,
     /// What may be asked of each cluster.
@@ -118,6 +121,10 @@ impl Hub {
             issued: Arc::default(),
             authz: Authz::new(client.clone(), metrics.clone()),
             tunnels: Arc::new(Tunnels::new(metrics.clone())),
+            places: Places::new(
+                MAX_CONNECTIONS,
+                if settings.gateway.is_some() { KEPT_FOR_EACH_DOOR } else { 0 },
+            ),
             users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
             clusters: Shares::new(settings.limits.cluster_in_flight, settings.limits.cluster_rate),
             audit,

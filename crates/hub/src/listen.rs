@@ -39,9 +39,11 @@ use crate::handle::{self, Hub};
 use crate::limits::Limits;
 use crate::metrics::InFlight;
 
-/// Connections at once, tunnels included. About 60 KiB each when idle: 1 GiB at most. Below the usual limit
-/// of 20,000 files, with room for the rest of the process.
-pub const MAX_CONNECTIONS: usize = 16_000;
+mod places;
+
+pub use places::{KEPT_FOR_EACH_DOOR, MAX_CONNECTIONS, Places};
+use places::{Place, Placed};
+
 /// Room for the request line of HTTP/1.1 beside its headers: the longest target that the `http` crate takes.
 const REQUEST_LINE: usize = 64 * 1024;
 /// Streams of one HTTP/2 connection. An API server puts all its plain requests and watches on one.
@@ -81,11 +83,12 @@ pub async fn serve(
             biased;
             () = hub.phases.draining.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
+            accepted = accept(door, &listener, &hub.places) => accepted,
         };
         match accepted {
-            Ok((socket, address)) => {
-                connections.spawn(connection(door, socket, address, acceptor.clone(), Arc::clone(&hub)));
+            Ok((socket, address, place)) => {
+                let (acceptor, hub) = (acceptor.clone(), Arc::clone(&hub));
+                connections.spawn(connection(door, socket, address, place, acceptor, hub));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -100,6 +103,17 @@ pub async fn serve(
         () = hub.phases.cut.cancelled() => connections.shutdown().await,
     }
     Ok(())
+}
+
+/// The next connection, when there is room for one: until then it waits in the kernel.
+async fn accept(
+    door: Door,
+    listener: &TcpListener,
+    places: &Places,
+) -> std::io::Result<(TcpStream, SocketAddr, Place)> {
+    let place = places.take(door).await.ok_or_else(|| std::io::Error::other("the listener has ended"))?;
+    let (socket, address) = listener.accept().await?;
+    Ok((socket, address, place))
 }
 
 fn tls(door: Door, certificate: ServingCert) -> anyhow::Result<ServerConfig> {
@@ -124,6 +138,7 @@ async fn connection(
     door: Door,
     socket: TcpStream,
     address: SocketAddr,
+    place: Place,
     acceptor: TlsAcceptor,
     hub: Arc<Hub>,
 ) {
@@ -149,7 +164,7 @@ async fn connection(
         let (hub, peer) = (Arc::clone(&hub), Arc::clone(&peer));
         async move { Ok::<_, Infallible>(handle::answer(&hub, &peer, request).await) }
     });
-    let io = TokioIo::new(socket);
+    let io = TokioIo::new(Placed::new(socket, place));
     // Tasks of HTTP/2 streams end with their connection; the tracker only waits for them.
     let streams = TaskTracker::new();
     let connection = if is_http2 {

@@ -73,11 +73,17 @@ struct Setup {
     audit: Audit,
     /// How long answers of the authorizer are remembered.
     memory: Duration,
+    places: Option<Places>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { limits: Limits::default(), audit: Audit::default(), memory: Duration::from_secs(10) }
+        Self {
+            limits: Limits::default(),
+            audit: Audit::default(),
+            memory: Duration::from_secs(10),
+            places: None,
+        }
     }
 }
 
@@ -132,6 +138,7 @@ impl World {
         let readiness = Readiness::new(&[]);
         let mut hub =
             Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
+        hub.places = setup.places.unwrap_or(hub.places);
         (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
         let hub = Arc::new(hub);
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();

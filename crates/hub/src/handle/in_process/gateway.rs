@@ -21,6 +21,16 @@ impl World {
         self.send_on(wire, stream, request).await
     }
 
+    /// A handshake that ends when the listener has taken the connection.
+    fn knock(&mut self, address: SocketAddr) -> tokio::task::AbortHandle {
+        let config = ClientConfig::builder().with_root_certificates(self.roots.clone()).with_no_client_auth();
+        self.tasks.spawn(async move {
+            let socket = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            drop(TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap());
+        })
+    }
+
     /// One GET with this token and more headers.
     async fn fetch(&mut self, token: &str, path: &str, more: &[(&str, &str)]) -> Response<Incoming> {
         let bearer = format!("Bearer {token}");
@@ -218,6 +228,37 @@ async fn many_failed_tokens_of_one_address_stop_strangers_there_and_nobody_else(
     }
     assert_eq!(world.parent.token_reviews(), asked + 1);
     world.close().await;
+}
+
+#[tokio::test]
+async fn a_door_that_is_full_keeps_nobody_from_the_other_and_a_tunnel_keeps_its_place() {
+    let places = Some(Places::new(4, 2));
+    let mut world = World::start_with(Setup { places, ..Setup::default() }).await.connect().await;
+    let strangers = [(); 2].map(|()| world.dial_at(world.gateway, None, Wire::H2));
+    let strangers = futures::future::join_all(strangers).await;
+    let at_the_gateway = world.knock(world.gateway);
+    for _ in 0..3 {
+        let through = world.get(Wire::H1, "alice", &format!("{BASE}/c1/proxy/direct/api")).await;
+        assert_eq!(through.status(), 200);
+        assert!(!at_the_gateway.is_finished(), "a third stranger came in");
+    }
+    // The tunnel is one of two there.
+    let other = world.dial(None, Wire::H2).await;
+    let at_the_hub = world.knock(world.address);
+    drop(strangers);
+    finished(&at_the_gateway).await;
+    assert!(!at_the_hub.is_finished(), "a third one came in");
+    drop(other);
+    finished(&at_the_hub).await;
+    world.close().await;
+}
+
+async fn finished(task: &tokio::task::AbortHandle) {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(8);
+    while !task.is_finished() {
+        assert!(tokio::time::Instant::now() < limit, "no place was given back");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
