@@ -3,11 +3,13 @@
 //! ready and does not know it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use api::pem;
+use futures::future::BoxFuture;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use runtime::readiness::Readiness;
@@ -18,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::audit::{self, Audit};
 use crate::authn::{Door, front_proxy};
-use crate::config::{Gateway, Settings, read_certificates};
+use crate::config::{Settings, read_certificates, read_pair};
 use crate::control::{self, Control};
 use crate::handle::Hub;
 use crate::metrics::Metrics;
@@ -62,13 +64,14 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     runtime::tls::provider();
     let config = parent(&settings).await?;
     let client = Client::try_from(config).context("the client for the parent's API server cannot be made")?;
-    let settings = Arc::new(settings);
+    let mut settings = settings;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("cannot listen on {}; is another process there?", settings.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
 
-    let gateway = open_gateway(&settings).await?;
+    let gateway = open_gateway(&client, &mut settings).await?;
+    let settings = Arc::new(settings);
 
     let readiness = Readiness::new(&[front_proxy::CHECK, CHECK_CATALOG, CHECK_CERTIFICATE, CHECK_SHUTDOWN]);
     readiness.set(CHECK_SHUTDOWN, Ok(()));
@@ -78,15 +81,15 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     let (hub, audit) = hub(client.clone(), Arc::clone(&settings), readiness.clone(), stop.clone())?;
     let hub = Arc::new(hub);
     let mut tasks = JoinSet::new();
-    let mut spawn = |name: &'static str, task: futures::future::BoxFuture<'static, anyhow::Result<()>>| {
+    let mut spawn = |name: &'static str, task: BoxFuture<'static, anyhow::Result<()>>| {
         tasks.spawn(async move { (name, task.await) });
     };
     spawn("listener", Box::pin(listen::serve(Door::Aggregated, listener, certificate, Arc::clone(&hub))));
-    if let Some((listener, certificate, files)) = gateway {
-        tracing::info!(address = %files.listen, domain = files.domain, "the gateway is listening");
-        let serve = listen::serve(Door::Gateway, listener, certificate.clone(), Arc::clone(&hub));
+    if let Some((listener, certificate, fresh)) = gateway {
+        tracing::info!(address = ?listener.local_addr(), "the gateway is listening");
+        let serve = listen::serve(Door::Gateway, listener, certificate, Arc::clone(&hub));
         spawn("gateway", Box::pin(serve));
-        spawn("gateway certificate", Box::pin(until(stop.clone(), reread(files, certificate))));
+        spawn("gateway certificate", Box::pin(until(stop.clone(), fresh)));
     }
     spawn("shutdown", Box::pin(shut_down(Arc::clone(&hub))));
     spawn("catalog readiness", Box::pin(watch_catalog(Arc::clone(&hub))));
@@ -111,22 +114,31 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     Ok(Bound { address, hub, tasks, audit })
 }
 
-/// The gateway's listener, if there shall be one, its certificate, and where that comes from.
-async fn open_gateway(settings: &Settings) -> anyhow::Result<Option<(TcpListener, ServingCert, Gateway)>> {
-    let Some(gateway) = settings.gateway.clone() else { return Ok(None) };
+/// The gateway's listener, if there shall be one, its certificate, and what keeps that fresh.
+async fn open_gateway(
+    client: &Client,
+    settings: &mut Settings,
+) -> anyhow::Result<Option<(TcpListener, ServingCert, BoxFuture<'static, ()>)>> {
+    let Some(gateway) = &mut settings.gateway else { return Ok(None) };
     let listener = TcpListener::bind(gateway.listen)
         .await
         .with_context(|| format!("cannot listen on {} (--gateway-listen)", gateway.listen))?;
-    let (chain, key) = gateway.read()?;
-    Ok(Some((listener, ServingCert::new(&chain, key.reveal())?, gateway)))
+    if let Some(files) = gateway.files.clone() {
+        let (chain, key) = read_pair(&files)?;
+        let certificate = ServingCert::new(&chain, key.reveal())?;
+        return Ok(Some((listener, certificate.clone(), Box::pin(reread(files, certificate)))));
+    }
+    let own = certificates::gateway::start(client, gateway.names()).await?;
+    gateway.ca_pem = Some(own.ca_pem().to_owned());
+    Ok(Some((listener, own.serving.clone(), Box::pin(own.keep_fresh(client.clone())))))
 }
 
 /// Serves what the files hold, also after somebody has replaced them.
-async fn reread(files: Gateway, certificate: ServingCert) {
+async fn reread(files: (PathBuf, PathBuf), certificate: ServingCert) {
     let mut served = None;
     loop {
         tokio::time::sleep(REREAD_EVERY).await;
-        let replaced = files.read().and_then(|(chain, key)| {
+        let replaced = read_pair(&files).and_then(|(chain, key)| {
             if served.as_ref() != Some(&chain) {
                 certificate.replace(&chain, key.reveal())?;
                 served = Some(chain);
@@ -295,7 +307,7 @@ mod tests {
     }
 
     /// A kubeconfig in the system's folder for such, gone with the value.
-    struct Scratch(std::path::PathBuf);
+    struct Scratch(PathBuf);
 
     impl Scratch {
         fn new(name: &str) -> Self {

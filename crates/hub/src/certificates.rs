@@ -10,35 +10,24 @@
 use std::future::Future;
 use std::time::Duration;
 
-use api::names::{CREATED_BY_HUB, HUB_SERVICE, HUB_TLS_SECRET, LABEL_CREATED_BY, SYSTEM_NAMESPACE};
-use api::pem;
-use api::secret::Secret as Hidden;
+use api::names::{HUB_SERVICE, HUB_TLS_SECRET, SYSTEM_NAMESPACE};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::ByteString;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
 use runtime::tls::ServingCert;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
-use x509_parser::extensions::GeneralName;
 
 use crate::config::Settings;
 use crate::control::DEADLINE;
 
-/// Five years: longer than anybody leaves a hub alone; it signs nothing but the hub's own certificate.
-const CA_LIFE: SignedDuration = SignedDuration::from_hours(5 * 365 * 24);
-/// 90 days: renewed after 60, which leaves a month for a hub that was switched off.
-const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
-/// Certificates start an hour early, for clocks that are behind.
-const BACKDATE: SignedDuration = SignedDuration::from_hours(1);
+pub mod gateway;
+mod material;
+
+use material::{Material, Plan, Wanted, certificates, outlives, signer};
+
 /// How often a replica looks whether the Secret or an APIService was changed: three small GETs.
 const CHECK_EVERY: Duration = Duration::from_secs(20);
 /// How often the loser of a race reads again before it gives up.
@@ -53,16 +42,14 @@ pub const API_SERVICES: [&str; 2] = ["v1alpha1.proxies.clusternet.io", "v1alpha1
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateTrouble {
     /// The parent did not give or take the Secret.
-    #[error("secret clusternet-system/clusternet-hub-tls cannot be read or written: {0}")]
-    Secret(#[source] kube::Error),
+    #[error("secret clusternet-system/{0} cannot be read or written: {1}")]
+    Secret(&'static str, #[source] kube::Error),
     /// The parent did not take the CA.
     #[error("the caBundle of APIService {0} cannot be written: {1}")]
     ApiService(&'static str, #[source] kube::Error),
     /// Other replicas were faster each time.
-    #[error(
-        "secret clusternet-system/clusternet-hub-tls changes faster than it can be read; is something else writing it?"
-    )]
-    Race,
+    #[error("secret clusternet-system/{0} changes faster than it can be read; is something else writing it?")]
+    Race(&'static str),
     /// It took too long.
     #[error("the parent's API did not answer within {} s", DEADLINE.as_secs())]
     Slow,
@@ -74,89 +61,12 @@ pub enum CertificateTrouble {
     Use(#[from] runtime::tls::CertificateError),
 }
 
-/// What the Secret holds, as PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Material {
-    /// The CA that signs, then older ones that are still valid.
-    pub ca_bundle: String,
-    /// The key of the first of them.
-    pub ca_key: Hidden,
-    /// The serving certificate.
-    pub chain: String,
-    /// Its key.
-    pub key: Hidden,
-}
-
-/// What is to be done about a [`Material`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
-    /// Nothing.
-    Keep,
-    /// Sign a new serving certificate with the CA that there is.
-    NewLeaf,
-    /// Make a new CA, keep the old one in the bundle, and sign with the new one.
-    NewCa,
-}
-
 /// The names that the certificate is for: those by which the aggregator and people on the spot call the hub.
-pub fn names() -> [String; 3] {
+fn wanted() -> Wanted {
     let service = format!("{HUB_SERVICE}.{SYSTEM_NAMESPACE}.svc");
-    [service.clone(), format!("{service}.cluster.local"), "localhost".to_owned()]
-}
-
-/// Decides by the clock and by what the certificates say of themselves. Anything that cannot be read, does not
-/// fit together or is for other names is replaced.
-pub fn plan(now: Timestamp, existing: Option<&Material>) -> Plan {
-    let Some(existing) = existing else { return Plan::NewCa };
-    let Some(ca) = certificates(&existing.ca_bundle).into_iter().next() else { return Plan::NewCa };
-    let Some((ca_facts, ca_key)) = facts(&ca).zip(KeyPair::from_pem(existing.ca_key.reveal()).ok()) else {
-        return Plan::NewCa;
-    };
-    if ca_facts.public_key != ca_key.public_key_raw() || due(now, &ca_facts) {
-        return Plan::NewCa;
-    }
-    let Some(leaf) = certificates(&existing.chain).into_iter().next() else { return Plan::NewLeaf };
-    let Some((leaf_facts, leaf_key)) = facts(&leaf).zip(KeyPair::from_pem(existing.key.reveal()).ok()) else {
-        return Plan::NewLeaf;
-    };
-    let wanted = names();
-    let fits = leaf_facts.public_key == leaf_key.public_key_raw()
-        && leaf_facts.issuer == ca_facts.subject
-        && wanted.iter().all(|name| leaf_facts.names.contains(name));
-    if fits && !due(now, &leaf_facts) { Plan::Keep } else { Plan::NewLeaf }
-}
-
-/// Carries a [`Plan`] out. A new CA stands in the bundle before those in `older` that are still valid.
-///
-/// # Errors
-/// Making keys or signing failed.
-pub fn make(
-    now: Timestamp,
-    existing: Option<&Material>,
-    older: &str,
-    plan: Plan,
-) -> Result<Material, rcgen::Error> {
-    let (ca_pem, ca_key, older) = match (plan, existing) {
-        (Plan::Keep, Some(existing)) => return Ok(existing.clone()),
-        (Plan::NewLeaf, Some(existing)) => {
-            let mut all = certificates(&existing.ca_bundle).into_iter();
-            let first = all.next().ok_or(rcgen::Error::CouldNotParseCertificate)?;
-            (to_pem(&first), KeyPair::from_pem(existing.ca_key.reveal())?, all.collect())
-        }
-        (Plan::NewCa | Plan::Keep | Plan::NewLeaf, _) => {
-            let key = KeyPair::generate()?;
-            (ca_params(now).self_signed(&key)?.pem(), key, certificates(older))
-        }
-    };
-    let ca_key_pem = Hidden::from(ca_key.serialize_pem());
-    let key = KeyPair::generate()?;
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)?;
-    let chain = leaf_params(now)?.signed_by(&key, &issuer)?.pem();
-    let mut ca_bundle = ca_pem;
-    for old in older.iter().filter(|old| facts(old).is_some_and(|facts| facts.not_after > now)) {
-        ca_bundle.push_str(&to_pem(old));
-    }
-    Ok(Material { ca_bundle, ca_key: ca_key_pem, chain, key: Hidden::from(key.serialize_pem()) })
+    let names = vec![service.clone(), format!("{service}.cluster.local"), "localhost".to_owned()];
+    // Nobody has written down its keys: the aggregator is told of a new CA.
+    Wanted { names, keeps_keys: false }
 }
 
 /// Loads or makes the certificate, announces its CA, and gives what serves it and the task that keeps it
@@ -176,9 +86,10 @@ pub async fn start(
 /// What a replica serves first: the certificate that was served before, as long as the aggregators may not know the
 /// CA of the new one.
 async fn begin(client: &Client, now: Timestamp, settle: Duration) -> Result<Served, CertificateTrouble> {
-    let (stored, trusted) = in_time(async { Ok((stored(client).await?, announced(client).await?)) }).await?;
+    let (stored, trusted) =
+        in_time(async { Ok((stored(client, HUB_TLS_SECRET).await?, announced(client).await?)) }).await?;
     let material = in_time(load_and_announce(client, now, &trusted)).await?;
-    let stored = stored.filter(|stored| *stored != material && outlives(now, stored, &material));
+    let stored = stored.filter(|stored| *stored != material && outlives(&wanted(), now, stored, &material));
     let (current, announced) = match stored {
         Some(stored) if signer(&stored) != signer(&material) => (stored, Some(material)),
         _ => (material, None),
@@ -189,18 +100,6 @@ async fn begin(client: &Client, now: Timestamp, settle: Duration) -> Result<Serv
     }
     let serving = ServingCert::new(&current.chain, current.key.reveal())?;
     Ok(Served { serving, current, announced })
-}
-
-/// Whether what `old` serves can still be verified by the bundle of `new`.
-fn outlives(now: Timestamp, old: &Material, new: &Material) -> bool {
-    let leaf = certificates(&old.chain).into_iter().next();
-    let Some((leaf, ca)) = leaf.as_ref().and_then(facts).zip(signer(old)) else { return false };
-    let key = KeyPair::from_pem(old.key.reveal()).ok();
-    let issued = facts(&ca).is_some_and(|ca| ca.subject == leaf.issuer);
-    let own = key.is_some_and(|key| key.public_key_raw() == leaf.public_key);
-    let named = names().iter().all(|name| leaf.names.contains(name));
-    let valid = leaf.not_before <= now && now < leaf.not_after;
-    issued && own && named && valid && certificates(&new.ca_bundle).contains(&ca)
 }
 
 async fn in_time<T>(
@@ -250,58 +149,62 @@ async fn refresh(client: &Client, served: &mut Served, now: Timestamp) -> Result
     Ok(())
 }
 
-/// The CA that signs.
-fn signer(material: &Material) -> Option<CertificateDer<'static>> {
-    certificates(&material.ca_bundle).into_iter().next()
-}
-
 async fn load_and_announce(
     client: &Client,
     now: Timestamp,
     trusted: &str,
 ) -> Result<Material, CertificateTrouble> {
-    let material = load(client, now, trusted).await?;
+    let material = load(client, HUB_TLS_SECRET, &wanted(), now, trusted, None).await?;
     announce(client, &material.ca_bundle).await?;
     Ok(material)
 }
 
 /// Reads the Secret and brings it up to date; whoever is second in a race takes what the first one wrote. If there
-/// is none any more, the CAs in `trusted` stay in the bundle of the new one.
-async fn load(client: &Client, now: Timestamp, trusted: &str) -> Result<Material, CertificateTrouble> {
+/// is none any more, `held` is written again, or the CAs in `trusted` stay in the bundle of a new one.
+async fn load(
+    client: &Client,
+    name: &'static str,
+    wanted: &Wanted,
+    now: Timestamp,
+    trusted: &str,
+    held: Option<&Material>,
+) -> Result<Material, CertificateTrouble> {
+    let failed = |error| CertificateTrouble::Secret(name, error);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     for _ in 0..RACE_TRIES {
-        let stored = secrets.get_opt(HUB_TLS_SECRET).await.map_err(CertificateTrouble::Secret)?;
-        let existing = stored.as_ref().and_then(from_secret);
-        let plan = plan(now, existing.as_ref());
-        if let (Plan::Keep, Some(material)) = (plan, existing.as_ref()) {
+        let stored = secrets.get_opt(name).await.map_err(failed)?;
+        let read = stored.as_ref().and_then(material::from_secret);
+        let existing = read.as_ref().or(held);
+        let plan = material::plan(wanted, now, existing);
+        if let (Plan::Keep, Some(material)) = (plan, read.as_ref()) {
             return Ok(material.clone());
         }
-        let older = existing.as_ref().map_or(trusted, |existing| &existing.ca_bundle);
-        let material = make(now, existing.as_ref(), older, plan)?;
+        let older = existing.map_or(trusted, |existing| &existing.ca_bundle);
+        let material = material::make(wanted, now, existing, older, plan)?;
         let version = stored.and_then(|secret| secret.metadata.resource_version);
-        let wanted = to_secret(&material, version.clone());
+        let written = material::to_secret(name, &material, version.clone());
         let written = if version.is_some() {
-            secrets.replace(HUB_TLS_SECRET, &PostParams::default(), &wanted).await
+            secrets.replace(name, &PostParams::default(), &written).await
         } else {
-            secrets.create(&PostParams::default(), &wanted).await
+            secrets.create(&PostParams::default(), &written).await
         };
         match written {
             Ok(_) => {
-                tracing::info!(?plan, "made a serving certificate");
+                tracing::info!(secret = name, ?plan, "wrote a serving certificate");
                 return Ok(material);
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(CertificateTrouble::Secret(error)),
+            Err(error) => return Err(failed(error)),
         }
     }
-    Err(CertificateTrouble::Race)
+    Err(CertificateTrouble::Race(name))
 }
 
 /// What the Secret holds, if that is usable text.
-async fn stored(client: &Client) -> Result<Option<Material>, CertificateTrouble> {
+async fn stored(client: &Client, name: &'static str) -> Result<Option<Material>, CertificateTrouble> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    let secret = secrets.get_opt(HUB_TLS_SECRET).await.map_err(CertificateTrouble::Secret)?;
-    Ok(secret.as_ref().and_then(from_secret))
+    let secret = secrets.get_opt(name).await.map_err(|error| CertificateTrouble::Secret(name, error))?;
+    Ok(secret.as_ref().and_then(material::from_secret))
 }
 
 /// The bundle that the aggregators have now; other replicas may be serving by it.
@@ -336,118 +239,29 @@ async fn announce(client: &Client, bundle: &str) -> Result<(), CertificateTroubl
     Ok(())
 }
 
-fn from_secret(secret: &Secret) -> Option<Material> {
-    let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
-    Some(Material {
-        ca_bundle: text("ca.crt")?,
-        ca_key: Hidden::from(text("ca.key")?),
-        chain: text("tls.crt")?,
-        key: Hidden::from(text("tls.key")?),
-    })
-}
-
-fn to_secret(material: &Material, resource_version: Option<String>) -> Secret {
-    let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(HUB_TLS_SECRET.to_owned()),
-            namespace: Some(SYSTEM_NAMESPACE.to_owned()),
-            labels: Some([(LABEL_CREATED_BY.to_owned(), CREATED_BY_HUB.to_owned())].into()),
-            resource_version,
-            ..ObjectMeta::default()
-        },
-        data: Some(
-            [
-                entry("ca.crt", &material.ca_bundle),
-                entry("ca.key", material.ca_key.reveal()),
-                entry("tls.crt", &material.chain),
-                entry("tls.key", material.key.reveal()),
-            ]
-            .into(),
-        ),
-        ..Secret::default()
-    }
-}
-
-fn ca_params(now: Timestamp) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    // The time makes two CAs of one hub tell apart; verifiers look issuers up by this name.
-    params.distinguished_name.push(DnType::CommonName, format!("clusternet-hub-ca@{}", now.as_second()));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    live(&mut params, now, CA_LIFE);
-    params
-}
-
-fn leaf_params(now: Timestamp) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, HUB_SERVICE);
-    for name in names() {
-        params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
-    }
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    live(&mut params, now, LEAF_LIFE);
-    Ok(params)
-}
-
-fn live(params: &mut CertificateParams, now: Timestamp, life: SignedDuration) {
-    let at = |time: Timestamp| {
-        let seconds = u64::try_from(time.as_second()).unwrap_or_default();
-        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
-    };
-    params.not_before = at(now - BACKDATE);
-    params.not_after = at(now + life);
-}
-
-/// What is read of a certificate.
-struct Facts {
-    subject: Vec<u8>,
-    issuer: Vec<u8>,
-    public_key: Vec<u8>,
-    names: Vec<String>,
-    not_before: Timestamp,
-    not_after: Timestamp,
-}
-
-fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect()
-}
-
-fn facts(der: &CertificateDer<'_>) -> Option<Facts> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
-    let validity = certificate.validity();
-    let names = certificate.subject_alternative_name().ok().flatten().map(|names| {
-        let dns = |name: &GeneralName<'_>| {
-            if let GeneralName::DNSName(name) = name { Some((*name).to_owned()) } else { None }
-        };
-        names.value.general_names.iter().filter_map(dns).collect()
-    });
-    Some(Facts {
-        subject: certificate.subject().as_raw().to_vec(),
-        issuer: certificate.issuer().as_raw().to_vec(),
-        public_key: certificate.public_key().subject_public_key.data.to_vec(),
-        names: names.unwrap_or_default(),
-        not_before: Timestamp::from_second(validity.not_before.timestamp()).ok()?,
-        not_after: Timestamp::from_second(validity.not_after.timestamp()).ok()?,
-    })
-}
-
-/// Two thirds of its life are over, or it is not valid yet (the clock was wrong when it was made).
-fn due(now: Timestamp, facts: &Facts) -> bool {
-    let life = facts.not_after.duration_since(facts.not_before);
-    now < facts.not_before || now.duration_since(facts.not_before) >= life * 2 / 3
-}
-
-fn to_pem(certificate: &CertificateDer<'_>) -> String {
-    pem::block(pem::CERTIFICATE, certificate)
-}
-
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
     use crate::control::fake_api::{FakeApi, Reaction};
+
+    fn plan(now: Timestamp, existing: Option<&Material>) -> Plan {
+        material::plan(&wanted(), now, existing)
+    }
+
+    fn make(
+        now: Timestamp,
+        existing: Option<&Material>,
+        older: &str,
+        plan: Plan,
+    ) -> Result<Material, rcgen::Error> {
+        material::make(&wanted(), now, existing, older, plan)
+    }
+
+    fn to_secret(material: &Material, version: Option<String>) -> Secret {
+        material::to_secret(HUB_TLS_SECRET, material, version)
+    }
 
     fn day(day: i64) -> Timestamp {
         Timestamp::from_second(1_900_000_000).unwrap() + SignedDuration::from_hours(24 * day)
@@ -516,7 +330,7 @@ mod tests {
         let now = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
         let usage = webpki::KeyUsage::server_auth();
         end.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[anchor], &[], now, usage, None, None).unwrap();
-        for name in names() {
+        for name in wanted().names {
             let name = rustls_pki_types::ServerName::try_from(name).unwrap();
             end.verify_is_valid_for_subject_name(&name).unwrap();
         }
@@ -526,7 +340,7 @@ mod tests {
     #[test]
     fn what_is_stored_is_what_is_read() {
         let material = fresh();
-        assert_eq!(from_secret(&to_secret(&material, None)), Some(material.clone()));
+        assert_eq!(material::from_secret(&to_secret(&material, None)), Some(material.clone()));
         assert!(!format!("{material:?}").contains("PRIVATE"));
     }
     const SECRET: &str = "/api/v1/namespaces/clusternet-system/secrets/clusternet-hub-tls";

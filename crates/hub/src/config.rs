@@ -21,8 +21,8 @@ use crate::limits::{self, Limits};
 const MAX_INVITATION_TTL: Duration = Duration::from_hours(7 * 24);
 /// Shortest: `TokenRequest` gives no token of less than ten minutes (apiserver `authentication/validation`).
 const MIN_INVITATION_TTL: Duration = Duration::from_mins(10);
-/// Largest CA file: it goes into each manifest, and a ConfigMap or Secret takes no more.
-const MAX_CA_FILE: u64 = 1024 * 1024;
+/// Largest file with a CA, a certificate or a key: a ConfigMap or Secret takes no more.
+const MAX_PEM_FILE: u64 = 1024 * 1024;
 /// Longest that anybody may set for tokens that the hub issues: a year, for tools that nobody can renew.
 const MAX_CREDENTIAL_TTL: Duration = Duration::from_hours(366 * 24);
 /// Longest pause between SIGTERM and the first closed door, and longest grace after it. A pod's whole
@@ -39,7 +39,8 @@ pub struct Config {
     /// Address of the gateway, for people and tools with a token of the parent; no gateway if absent.
     #[arg(long, env = "TOWLINE_GATEWAY_LISTEN")]
     gateway_listen: Option<String>,
-    /// Certificate of the gateway, PEM, with its chain; read again when it changes.
+    /// Certificate of the gateway, PEM, with its chain; read again when it changes. Without it the hub makes one, for the
+    /// host of --gateway-url and for --gateway-domain.
     #[arg(long, env = "TOWLINE_GATEWAY_CERT_FILE")]
     gateway_cert_file: Option<PathBuf>,
     /// Its private key, PEM.
@@ -48,7 +49,7 @@ pub struct Config {
     /// Address at which people and tools reach the gateway, https only; needed to issue kubeconfigs.
     #[arg(long, env = "TOWLINE_GATEWAY_URL")]
     gateway_url: Option<String>,
-    /// CA of the gateway's certificate, PEM, for kubeconfigs; none if it is one that every tool trusts.
+    /// CA of the certificate in --gateway-cert-file, PEM, for kubeconfigs; none if it is one that every tool trusts.
     #[arg(long, env = "TOWLINE_GATEWAY_CA_FILE")]
     gateway_ca_file: Option<PathBuf>,
     /// Longest life of a token that the hub issues: a number with s, m, h or d.
@@ -148,27 +149,32 @@ pub struct Settings {
 pub struct Gateway {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Certificate chain.
-    pub cert_file: PathBuf,
-    /// Key.
-    pub key_file: PathBuf,
+    /// Certificate chain and key; the hub makes its own if there are none.
+    pub files: Option<(PathBuf, PathBuf)>,
     /// Below it, each cluster has a host of its own; lower-case.
     pub domain: Option<String>,
     /// How people and tools reach it.
     pub url: Option<String>,
-    /// CA of its certificate.
+    /// CA of its certificate, unless every tool trusts that anyway.
     pub ca_pem: Option<String>,
 }
 
 impl Gateway {
-    /// Certificate chain and key as they are now, as PEM.
-    ///
-    /// # Errors
-    /// A file cannot be read; the error names it.
-    pub fn read(&self) -> anyhow::Result<(String, Secret)> {
-        let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
-        Ok((read(&self.cert_file)?, Secret::from(read(&self.key_file)?)))
+    /// The names that a certificate of the hub's own making has to be for.
+    pub fn names(&self) -> Vec<String> {
+        let host = self.url.as_deref().and_then(host_of);
+        let below = self.domain.as_ref().map(|domain| format!("*.{domain}"));
+        host.into_iter().chain(self.domain.clone()).chain(below).collect()
     }
+}
+
+/// Certificate chain and key as they are in these files now, as PEM.
+///
+/// # Errors
+/// A file cannot be read; the error names it.
+pub fn read_pair((cert, key): &(PathBuf, PathBuf)) -> anyhow::Result<(String, Secret)> {
+    let read = |path: &PathBuf| read_small(path).with_context(|| path.display().to_string());
+    Ok((read(cert)?, Secret::from(read(key)?)))
 }
 
 /// All that is wrong with a configuration.
@@ -309,9 +315,11 @@ fn gateway(
     wrong: &mut Vec<String>,
 ) -> Option<Gateway> {
     let Some(listen) = listen else {
-        if cert_file.is_some() || key_file.is_some() || ca_file.is_some() || url.is_some() || domain.is_some()
-        {
-            wrong.push("--gateway-* are set, but there is no --gateway-listen".to_owned());
+        let files = [cert_file, key_file, ca_file].iter().any(Option::is_some);
+        if files || url.is_some() || domain.is_some() {
+            wrong.push(
+                "--gateway-* are set, but there is no --gateway-listen".to_owned(),
+            );
         }
         return None;
     };
@@ -320,7 +328,15 @@ fn gateway(
         wrong.push(format!("--gateway-listen {listen:?} is no address with a port, like 0.0.0.0:8444"));
     }
     let url = url.and_then(|url| match https_address(&url) {
-        Ok(url) if url.matches('/').count() == 2 => Some(url),
+        Ok(url) if url.matches('/').count() == 2 => {
+            let host = host_of(&url).unwrap_or_default();
+            if host.parse::<std::net::IpAddr>().is_err() && !is_domain(&host) {
+                wrong.push(format!(
+                    "--gateway-url {url:?}: {host:?} is no host that a certificate can be for"
+                ));
+            }
+            Some(url)
+        }
         Ok(url) => {
             wrong.push(format!("--gateway-url {url:?} has a path; paths below it are those of clusters"));
             None
@@ -330,6 +346,7 @@ fn gateway(
             None
         }
     });
+    let names_ca = ca_file.is_some();
     let ca_pem = ca_file.and_then(|path| match read_certificates(&path) {
         Ok(pem) => Some(pem),
         Err(why) => {
@@ -341,16 +358,44 @@ fn gateway(
     if let Some(domain) = domain.as_ref().filter(|domain| !is_domain(domain)) {
         wrong.push(format!("--gateway-domain {domain:?} is no domain, like k8s.example.com"));
     }
-    let (Some(cert_file), Some(key_file)) = (cert_file, key_file) else {
-        wrong.push("--gateway-listen needs --gateway-cert-file and --gateway-key-file".to_owned());
-        return None;
+    let has_url = url.is_some();
+    let files = match (cert_file, key_file) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => {
+            wrong.push(
+                "--gateway-cert-file and --gateway-key-file are needed both, or neither of them".to_owned(),
+            );
+            return None;
+        }
     };
-    let gateway = Gateway { listen: address.ok()?, cert_file, key_file, domain, url, ca_pem };
-    let usable = gateway.read().and_then(|(chain, key)| Ok(ServingCert::new(&chain, key.reveal())?));
-    if let Err(error) = usable {
-        wrong.push(format!("--gateway-cert-file, --gateway-key-file: {error:#}"));
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+    let gateway = Gateway { listen: address.unwrap_or(unspecified), files, domain, url, ca_pem };
+    match &gateway.files {
+        Some(files) => {
+            let usable = read_pair(files).and_then(|(chain, key)| Ok(ServingCert::new(&chain, key.reveal())?));
+            if let Err(error) = usable {
+                wrong.push(format!("--gateway-cert-file, --gateway-key-file: {error:#}"));
+            }
+        }
+        None if names_ca => wrong.push(
+            "--gateway-ca-file is the CA of --gateway-cert-file; without that the hub makes both itself".to_owned(),
+        ),
+        None if gateway.names().is_empty() && !has_url => wrong.push(
+            "--gateway-listen needs --gateway-cert-file and --gateway-key-file, or --gateway-url or --gateway-domain: the names for which the hub makes a certificate"
+                .to_owned(),
+        ),
+        None => {}
     }
     Some(gateway)
+}
+
+/// The host of a URL, as it stands in a certificate.
+fn host_of(url: &str) -> Option<String> {
+    let url: http::Uri = url.parse().ok()?;
+    let host = url.host()?.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    // An address has more than one spelling.
+    Some(host.parse::<std::net::IpAddr>().map_or(host, |address| address.to_string()))
 }
 
 /// Labels with dots between them (RFC 1123 section 2.1), no longer than a name with 60 characters before it allows.
@@ -395,17 +440,20 @@ pub(crate) fn read_certificates(path: &std::path::Path) -> Result<String, String
     Ok(pem)
 }
 
-/// Reads a regular file of at most [`MAX_CA_FILE`]. A pipe would keep the hub from starting for ever.
+/// Reads a regular file of at most [`MAX_PEM_FILE`]. A pipe would keep the hub from starting for ever.
 fn read_small(path: &std::path::Path) -> std::io::Result<String> {
     let not = |why: &str| Err(std::io::Error::other(why.to_owned()));
     // Asked before it is opened, since opening a pipe waits for its other end.
     if !std::fs::metadata(path)?.is_file() {
         return not("it is no regular file");
     }
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_CA_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_CA_FILE {
-        return not("it is larger than 1 MiB; a CA takes a few KiB");
+    let file = std::fs::File::open(path)?;
+    // In one piece: a buffer that grows leaves copies behind, and this may be a key.
+    let length = usize::try_from(file.metadata()?.len().min(MAX_PEM_FILE)).unwrap_or_default();
+    let mut text = String::with_capacity(length + 1);
+    file.take(MAX_PEM_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_PEM_FILE {
+        return not("it is larger than 1 MiB; certificates and keys take a few KiB");
     }
     Ok(text)
 }
@@ -519,8 +567,16 @@ mod tests {
         let files = ["--gateway-cert-file=/does/not/exist", "--gateway-key-file=/does/not/exist"];
         assert!(wrong(&files).contains("there is no --gateway-listen"));
         assert!(wrong(&["--gateway-listen=0.0.0.0:8444"]).contains("needs --gateway-cert-file"));
-        let all = wrong(&[&files[..], &["--gateway-listen=x", "--gateway-domain=a..b"]].concat());
-        assert!(all.contains("--gateway-listen \"x\"") && all.contains("--gateway-domain \"a..b\""), "{all}");
+        assert!(wrong(&["--gateway-listen=0.0.0.0:8444", files[0]]).contains("are needed both"));
+        let all = wrong(
+            &[&files[..], &["--gateway-listen=x", "--gateway-domain=a..b", "--gateway-url=https://a_b"]]
+                .concat(),
+        );
+        for told in
+            ["--gateway-listen \"x\"", "--gateway-domain \"a..b\"", "/does/not/exist", "\"a_b\" is no host"]
+        {
+            assert!(all.contains(told), "{told}: {all}");
+        }
 
         let directory = std::env::temp_dir().join(format!("towline-gateway-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
@@ -544,6 +600,38 @@ mod tests {
             "{mismatch}"
         );
         assert_eq!(settings.unwrap().gateway.unwrap().domain.as_deref(), Some("k8s.example.com"));
+    }
+
+    #[test]
+    fn without_files_the_hub_makes_a_certificate_for_the_names_that_it_is_told() {
+        let names = |args: &[&str]| {
+            let settings = config(&[&["--gateway-listen=0.0.0.0:8444"], args].concat()).check();
+            settings.map(|settings| settings.gateway.unwrap().names()).map_err(|wrong| wrong.0.join("; "))
+        };
+        let named = |all: &[&str]| Ok(all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(names(&["--gateway-url=https://Hub.example.com:8444"]), named(&["hub.example.com"]));
+        assert_eq!(names(&["--gateway-url=https://192.0.2.1"]), named(&["192.0.2.1"]));
+        assert_eq!(names(&["--gateway-url=https://[2001:DB8:0::1]:8444"]), named(&["2001:db8::1"]));
+        assert_eq!(
+            names(&["--gateway-url=https://hub", "--gateway-domain=k8s.example.com"]),
+            named(&["hub", "k8s.example.com", "*.k8s.example.com"])
+        );
+        let certificate = std::env::temp_dir().join(format!("towline-gateway-ca-{}", std::process::id()));
+        std::fs::write(&certificate, pair().cert.pem()).unwrap();
+        let ca = format!("--gateway-ca-file={}", certificate.display());
+        let refused = names(&["--gateway-url=https://hub", &ca]);
+        std::fs::remove_file(&certificate).unwrap();
+        assert!(refused.unwrap_err().contains("makes both itself"));
+    }
+
+    #[test]
+    fn a_key_file_is_read_as_far_as_a_key_can_be_long() {
+        let path = std::env::temp_dir().join(format!("towline-gateway-key-{}", std::process::id()));
+        std::fs::write(&path, "x".repeat(2 << 20)).unwrap();
+        let read = read_pair(&(path.clone(), path.clone())).map(drop);
+        std::fs::remove_file(&path).unwrap();
+        assert!(format!("{:#}", read.unwrap_err()).contains("larger than 1 MiB"));
+        assert!(read_pair(&("/dev/zero".into(), "/dev/zero".into())).is_err());
     }
 
     fn pair() -> rcgen::CertifiedKey<rcgen::KeyPair> {

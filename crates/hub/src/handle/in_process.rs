@@ -122,8 +122,7 @@ impl World {
         let settings = Settings {
             gateway: Some(crate::config::Gateway {
                 listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-                cert_file: "/nowhere".into(),
-                key_file: "/nowhere".into(),
+                files: None,
                 domain: Some("k8s.example.com".to_owned()),
                 url: Some("https://hub.example.com:8444".to_owned()),
                 ca_pem: None,
@@ -138,8 +137,8 @@ impl World {
         let readiness = Readiness::new(&[]);
         let mut hub =
             Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
-        hub.places = setup.places.unwrap_or(hub.places);
         (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
+        hub.places = setup.places.unwrap_or(hub.places);
         let hub = Arc::new(hub);
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();
         hub.catalog.replace([cluster()]);
