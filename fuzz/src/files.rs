@@ -58,6 +58,7 @@ pub(crate) fn manifest(data: &[u8]) {
         expires: Timestamp::UNIX_EPOCH,
         groups: Vec::new(),
         image: "towline:1".to_owned(),
+        gateway: None,
     };
     let Ok(spec) = hub::fuzzing::invitation(data) else {
         let mut lines = text.lines().map(str::to_owned);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::names::attach_path;
-use api::registration::Credential;
+use api::registration::{Credential, connect_path};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
@@ -21,8 +21,8 @@ use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
 use crate::config::Proxy;
 use crate::credentials::{Credentials, State};
 use crate::limits::{
-    DIAL_FIRST, DIAL_MAX, OLD_TUNNEL_GRACE, OLD_TUNNELS, RETURN_LIVED, RETURN_MAX, RETURN_WINDOW, STOP_GRACE,
-    TUNNEL_LIVED,
+    DIAL_FIRST, DIAL_MAX, GATEWAY_TRIES, OLD_TUNNEL_GRACE, OLD_TUNNELS, RETURN_LIVED, RETURN_MAX,
+    RETURN_WINDOW, STOP_GRACE, TUNNEL_LIVED,
 };
 use crate::parent::Parent;
 use crate::register::{Outcome, Registration, ask};
@@ -64,12 +64,23 @@ enum Way {
     Credential,
 }
 
+/// What stays from one attempt to the next.
+#[derive(Debug)]
+struct Course {
+    way: Way,
+    /// How often the gateway was out of reach, one time after the other.
+    gateway_failed: u32,
+}
+
 /// What an attempt came to.
 enum Attempt {
-    Open(Box<(Welcome, Connection<TokioIo<Upgraded>>)>),
+    Open(Box<Opened>),
     /// The parent has not approved; ask again after this.
     Wait(Trouble, Duration),
 }
+
+/// A tunnel that stands.
+type Opened = (Welcome, Connection<TokioIo<Upgraded>>);
 
 /// The tunnels of this process: the present one and old ones that finish their streams.
 type Tunnels = JoinSet<Result<(), TunnelError>>;
@@ -94,13 +105,13 @@ impl Dialer {
         let mut hurry = Backoff::new(DIAL_FIRST, RETURN_MAX);
         let mut lost_at: Option<Instant> = None;
         let mut log = Log::default();
-        let mut way = Way::Usual;
+        let mut course = Course { way: Way::Usual, gateway_failed: 0 };
         let tasks = Tasks::default();
         loop {
-            let trouble = match self.attempt(&mut way, &tasks).await {
+            let trouble = match self.attempt(&mut course, &tasks).await {
                 Ok(Attempt::Open(opened)) => {
                     log.clear();
-                    way = Way::Usual;
+                    course.way = Way::Usual;
                     let (welcome, connection) = *opened;
                     let began = Instant::now();
                     let lost = self.serve(tunnels, welcome, connection, stop).await;
@@ -188,11 +199,11 @@ impl Dialer {
         }
     }
 
-    async fn attempt(&self, way: &mut Way, tasks: &Tasks) -> Result<Attempt, Trouble> {
+    async fn attempt(&self, course: &mut Course, tasks: &Tasks) -> Result<Attempt, Trouble> {
         let state = self.credentials.state().await?;
         let registration = Registration::read(&self.registration_dir).await?;
         let parent = Parent::new(&registration.parent_url, &registration.ca, &self.proxy)?;
-        let credential = match usable(&state, &registration, *way) {
+        let credential = match usable(&state, &registration, course.way) {
             Some(credential) => credential,
             None => match ask(&registration, &state, &parent, tasks).await {
                 Ok(Outcome::Approved(credential)) => {
@@ -203,7 +214,7 @@ impl Dialer {
                         // It is in memory, so the tunnel can stand; after a restart the invitation is needed again.
                         tracing::warn!(%error, "the credential is not stored");
                     }
-                    *way = Way::Usual;
+                    course.way = Way::Usual;
                     credential
                 }
                 Ok(Outcome::Pending(message, after)) => {
@@ -216,18 +227,19 @@ impl Dialer {
                 }
                 Err(trouble) => {
                     if trouble.code == Code::Refused && state.credential.is_some() {
-                        *way = Way::Credential;
+                        course.way = Way::Credential;
                     }
                     return Err(trouble);
                 }
             },
         };
         self.readiness.set(CHECK_CREDENTIALS, Ok(()));
-        match self.open(&state, &parent, &credential, tasks).await {
+        let opened = self.open(course, &registration, &parent, &state, &credential, tasks);
+        match Box::pin(opened).await {
             Ok(opened) => Ok(Attempt::Open(Box::new(opened))),
             Err(trouble) => {
                 if trouble.code == Code::Refused {
-                    *way = Way::Register;
+                    course.way = Way::Register;
                     self.readiness.set(CHECK_CREDENTIALS, Err(trouble.to_string()));
                 }
                 Err(trouble)
@@ -235,14 +247,69 @@ impl Dialer {
         }
     }
 
+    /// A tunnel through the gateway, if there is one and it can be reached, else through the parent's API server.
     async fn open(
         &self,
-        state: &State,
+        course: &mut Course,
+        registration: &Registration,
         parent: &Parent,
+        state: &State,
         credential: &Credential,
         tasks: &Tasks,
-    ) -> Result<(Welcome, Connection<TokioIo<Upgraded>>), Trouble> {
-        let io = parent.websocket(&attach_path(&state.cluster), &credential.token, tasks).await?;
+    ) -> Result<Opened, Trouble> {
+        let through_parent = self.tunnel(parent, attach_path(&state.cluster), state, credential, tasks);
+        let Some(gateway) = &registration.gateway else { return through_parent.await };
+        let at_gateway = async {
+            let gateway = Parent::new(&gateway.url, &gateway.ca, &self.proxy)?;
+            self.tunnel(&gateway, connect_path(&state.cluster), state, credential, tasks).await
+        };
+        let trouble = match at_gateway.await {
+            Ok(opened) => {
+                course.gateway_failed = 0;
+                return Ok(opened);
+            }
+            Err(trouble) => {
+                Trouble::new(trouble.code, format!("gateway {}: {}", gateway.url, trouble.message))
+            }
+        };
+        course.gateway_failed = course.gateway_failed.saturating_add(1);
+        match trouble.code {
+            // So says the hub itself, who would say the same behind any door.
+            Code::Hello => return Err(trouble),
+            // Whoever it was that said no: whether the credential is good, the parent knows.
+            Code::Refused | Code::NotFound => {}
+            Code::Dns
+            | Code::Tcp
+            | Code::Tls
+            | Code::Proxy
+            | Code::Upgrade
+            | Code::Impersonation
+            | Code::HubDown
+            | Code::Registration
+            | Code::Child
+            | Code::Lost
+            | Code::Denied
+            | Code::Pending => {
+                if course.gateway_failed < GATEWAY_TRIES {
+                    return Err(trouble);
+                }
+            }
+        }
+        if course.gateway_failed <= GATEWAY_TRIES {
+            tracing::warn!(code = %trouble.code, reason = %trouble.message, "the tunnel goes through the parent's API server instead");
+        }
+        through_parent.await
+    }
+
+    async fn tunnel(
+        &self,
+        door: &Parent,
+        path: String,
+        state: &State,
+        credential: &Credential,
+        tasks: &Tasks,
+    ) -> Result<Opened, Trouble> {
+        let io = door.websocket(&path, &credential.token, tasks).await?;
         let mut hello = Hello::new(state.cluster.as_str(), &self.instance, crate::VERSION);
         hello.credential_expires = Some(credential.expires);
         connect(io, &hello).await.map_err(|error| {

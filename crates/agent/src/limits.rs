@@ -116,6 +116,9 @@ pub const RETURN_MAX: Duration = Duration::from_secs(3);
 pub const RETURN_LIVED: Duration = Duration::from_secs(5);
 /// A tunnel that lived this long was a good one: the delays begin anew.
 pub const TUNNEL_LIVED: Duration = Duration::from_secs(30);
+/// So often the gateway may be out of reach, one time after the other, before the tunnel goes through the parent's API
+/// server instead: about ten seconds, in which a hub that is restarted is back. From then on each try asks both.
+pub const GATEWAY_TRIES: u32 = 3;
 /// Old tunnels that may finish their streams beside the new one.
 pub const OLD_TUNNELS: usize = 4;
 /// For how long they may.

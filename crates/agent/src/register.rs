@@ -43,6 +43,17 @@ pub struct Registration {
     pub expires: Option<Timestamp>,
     /// What the parent will call this cluster; for the log.
     pub cluster_name: String,
+    /// A shorter way for the tunnel.
+    pub gateway: Option<Gateway>,
+}
+
+/// The hub's own front door.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Its address.
+    pub url: String,
+    /// The only CA that is believed there, PEM.
+    pub ca: Vec<u8>,
 }
 
 impl Registration {
@@ -62,6 +73,13 @@ impl Registration {
             // For people only; without it nothing is missing.
             expires: file("expires").await.ok().and_then(|bytes| text(bytes).parse().ok()),
             cluster_name: file("clusterName").await.map(text).unwrap_or_default(),
+            // Half of it is a mistake; none is the usual case.
+            gateway: match tokio::fs::try_exists(directory.join("gatewayURL")).await {
+                Ok(true) => {
+                    Some(Gateway { url: text(file("gatewayURL").await?), ca: file("gateway-ca.crt").await? })
+                }
+                Ok(false) | Err(_) => None,
+            },
         })
     }
 
@@ -223,6 +241,7 @@ mod tests {
             secret: Secret::from("s".to_owned()),
             expires: expires.parse().ok(),
             cluster_name: "edge-1".to_owned(),
+            gateway: None,
         }
     }
 

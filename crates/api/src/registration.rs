@@ -10,7 +10,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::names::ClusterName;
+use crate::names::{ClusterId, ClusterName};
 use crate::secret::{self, Secret};
 
 /// A child that asks to join. Written by the hub alone; a person sets `status.result`.
@@ -217,6 +217,14 @@ pub struct Credential {
     pub token: Secret,
     /// When it ends.
     pub expires: Timestamp,
+}
+
+/// Below it, agents open their tunnels at the hub's gateway.
+pub const CONNECT_PATH: &str = "/connect/";
+
+/// Path at which an agent opens the tunnel of a cluster at the gateway.
+pub fn connect_path(id: &ClusterId) -> String {
+    format!("{CONNECT_PATH}{id}")
 }
 
 /// The bytes that an agent signs to prove that it holds the key. Every part is bound, so that a signature

@@ -52,6 +52,9 @@ pub struct Config {
     /// CA of the certificate in --gateway-cert-file, PEM, for kubeconfigs; none if it is one that every tool trusts.
     #[arg(long, env = "TOWLINE_GATEWAY_CA_FILE")]
     gateway_ca_file: Option<PathBuf>,
+    /// Let agents that are invited from now on open their tunnels at the gateway instead of through the parent's API server.
+    #[arg(long, env = "TOWLINE_AGENTS_USE_GATEWAY")]
+    agents_use_gateway: bool,
     /// Longest life of a token that the hub issues: a number with s, m, h or d.
     #[arg(long, env = "TOWLINE_MAX_CREDENTIAL_TTL", default_value = "30d")]
     max_credential_ttl: String,
@@ -157,6 +160,8 @@ pub struct Gateway {
     pub url: Option<String>,
     /// CA of its certificate, unless every tool trusts that anyway.
     pub ca_pem: Option<String>,
+    /// Whether agents are told of it.
+    pub for_agents: bool,
 }
 
 impl Gateway {
@@ -238,6 +243,7 @@ impl Config {
             (self.gateway_cert_file, self.gateway_key_file, self.gateway_ca_file),
             self.gateway_url.filter(|given| !given.is_empty()),
             self.gateway_domain.filter(|given| !given.is_empty()),
+            self.agents_use_gateway,
             &mut wrong,
         );
         for (flag, given, place) in [
@@ -312,13 +318,14 @@ fn gateway(
     (cert_file, key_file, ca_file): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
     url: Option<String>,
     domain: Option<String>,
+    for_agents: bool,
     wrong: &mut Vec<String>,
 ) -> Option<Gateway> {
     let Some(listen) = listen else {
         let files = [cert_file, key_file, ca_file].iter().any(Option::is_some);
-        if files || url.is_some() || domain.is_some() {
+        if files || url.is_some() || domain.is_some() || for_agents {
             wrong.push(
-                "--gateway-* are set, but there is no --gateway-listen".to_owned(),
+                "--gateway-* or --agents-use-gateway are set, but there is no --gateway-listen".to_owned(),
             );
         }
         return None;
@@ -370,7 +377,20 @@ fn gateway(
         }
     };
     let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-    let gateway = Gateway { listen: address.unwrap_or(unspecified), files, domain, url, ca_pem };
+    let gateway = Gateway {
+        listen: address.unwrap_or(unspecified),
+        files,
+        domain,
+        url,
+        ca_pem,
+        for_agents,
+    };
+    if for_agents && !has_url {
+        wrong.push("--agents-use-gateway needs --gateway-url: that is where they go".to_owned());
+    }
+    if for_agents && gateway.files.is_some() && !names_ca {
+        wrong.push("--agents-use-gateway needs --gateway-ca-file: an agent believes one CA alone".to_owned());
+    }
     match &gateway.files {
         Some(files) => {
             let usable = read_pair(files).and_then(|(chain, key)| Ok(ServingCert::new(&chain, key.reveal())?));
@@ -622,6 +642,8 @@ mod tests {
         let refused = names(&["--gateway-url=https://hub", &ca]);
         std::fs::remove_file(&certificate).unwrap();
         assert!(refused.unwrap_err().contains("makes both itself"));
+        let lost = names(&["--gateway-domain=k8s.example.com", "--agents-use-gateway"]);
+        assert!(lost.unwrap_err().contains("--agents-use-gateway needs --gateway-url"));
     }
 
     #[test]

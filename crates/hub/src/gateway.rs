@@ -24,6 +24,7 @@ use crate::handle::{self, Hub};
 use crate::issued::Issued;
 use crate::refusal::Refusal;
 use crate::request_info::{self, Proxied, RequestInfo};
+use crate::tunnels::accept;
 
 pub mod address;
 mod impersonation;
@@ -102,6 +103,10 @@ pub(crate) async fn decide(
     authn::refuse_folded_headers(headers)?;
     let domain = hub.settings.gateway.as_ref().and_then(|gateway| gateway.domain.as_deref());
     let address = address::read(uri, headers, request.version(), domain)?;
+    if let Address::Connect(cluster) = address {
+        *kind = "attach";
+        return Box::pin(connect(hub, peer, cluster, request, id, event)).await;
+    }
     if address == Address::Bare && is_health(uri.path()) && !bearer::is_shown(headers) {
         *kind = "health";
         return handle::health(hub, &request);
@@ -116,6 +121,8 @@ pub(crate) async fn decide(
         (Address::Bare, Ok(Shown::Issued(_))) => (None, address::whole(uri)?, Spelt::Root),
         (Address::Bare, Ok(Shown::Parents(token))) => return bare(hub, token, from).await,
         (Address::Bare, Err(refusal)) => return Err(refusal.clone()),
+        // It went its own way above.
+        (Address::Connect(_), _) => return Err(Refusal::NotFound("there is nothing here".to_owned())),
     };
     let cluster = match (&name, &shown) {
         (Some(name), _) => hub.catalog.named(name).or_else(|| name.as_str().parse().ok()),
@@ -138,6 +145,30 @@ pub(crate) async fn decide(
         }
         refusal
     })
+}
+
+/// An agent opens its tunnel here instead of through the parent's API server: believed by the parent's word on its token,
+/// and let in by what it needs there.
+async fn connect(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    cluster: ClusterId,
+    request: Request<Incoming>,
+    id: &http::HeaderValue,
+    event: &mut Event,
+) -> Result<Response<ResponseBody>, Refusal> {
+    if request.method() != http::Method::GET {
+        return Err(Refusal::MethodNotAllowed("a tunnel is opened with GET".to_owned()));
+    }
+    authn::refuse_forged_headers(request.headers())?;
+    *event = handle::open_event(hub, peer, &request, id, &RequestInfo::Attach(cluster.clone()))?;
+    let from = peer.address.ip();
+    let Shown::Parents(token) = hub.own(bearer::token(request.headers())?, from)? else {
+        return Err(Refusal::Forbidden("the token of a kubeconfig opens no tunnel".to_owned()));
+    };
+    let who = hub.tokens.identify(&token, from).await?;
+    event.who(&who);
+    accept::attach(hub, &who, cluster, request).await
 }
 
 /// A token that somebody showed.

@@ -29,12 +29,14 @@ struct Hub {
     /// The token that is good now.
     token: Arc<Mutex<String>>,
     tunnels: mpsc::UnboundedSender<(Tunnel, Hello)>,
+    /// Which doors were tried for a tunnel.
+    doors: Arc<Mutex<Vec<&'static str>>>,
     registered: Arc<Mutex<Vec<String>>>,
     tasks: Arc<Tasks>,
 }
 
 impl Hub {
-    fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
+    fn answer(self, door: &'static str, mut request: Request<Incoming>) -> Response<Body> {
         let bearer = request.headers()["authorization"].to_str().unwrap().to_owned();
         if request.method() == http::Method::POST {
             assert_eq!(request.uri().path(), api::names::REGISTRATIONS_PATH);
@@ -48,7 +50,13 @@ impl Hub {
             let status = json!({ "result": result, "retryAfterSeconds": 1, "credential": credential });
             return text(201, json!({ "status": status }).to_string());
         }
-        assert_eq!(request.uri().path(), attach_path(&CLUSTER.parse().unwrap()));
+        self.doors.lock().unwrap().push(door);
+        let cluster = CLUSTER.parse().unwrap();
+        let path = if door == PARENT { attach_path(&cluster) } else { connect_path(&cluster) };
+        assert_eq!(request.uri().path(), path);
+        if door == REFUSES {
+            return text(401, "{}");
+        }
         if bearer != format!("Bearer {}", self.token.lock().unwrap()) {
             return text(401, "{}");
         }
@@ -73,25 +81,47 @@ struct World {
     child: Child,
     stop: Stop,
     agent: JoinSet<anyhow::Result<()>>,
-    _servers: (Server, Server),
+    _servers: (Server, Server, Server),
 }
+
+/// The doors: the parent's, and the gateway in its moods.
+const PARENT: &str = "parent";
+const SERVES: &str = "gateway";
+const REFUSES: &str = "a gateway that refuses";
+const GONE: &str = "a gateway that is not there";
 
 impl World {
     async fn start(results: &[&'static str]) -> Self {
+        Self::start_with(results, None).await
+    }
+
+    async fn start_with(results: &[&'static str], gateway: Option<&'static str>) -> Self {
         let (sender, tunnels) = mpsc::unbounded_channel();
         let hub = Hub {
             results: Arc::new(Mutex::new(results.iter().copied().collect())),
             token: Arc::new(Mutex::new("credential-1".to_owned())),
             tunnels: sender,
+            doors: Arc::default(),
             registered: Arc::default(),
             tasks: Arc::default(),
         };
         let served = hub.clone();
         let parent = Server::start(&["http/1.1"], 1, move |_, request| {
-            let answer = served.clone().answer(request);
+            let answer = served.clone().answer(PARENT, request);
             Box::pin(async { answer })
         })
         .await;
+        let served = hub.clone();
+        let door = Server::start(&["http/1.1"], 1, move |_, request| {
+            let answer = served.clone().answer(gateway.unwrap(), request);
+            Box::pin(async { answer })
+        })
+        .await;
+        if let Some(mood) = gateway {
+            let url = if mood == GONE { "https://localhost:1".to_owned() } else { door.url() };
+            parent.scratch.file("gatewayURL", &url);
+            parent.scratch.file("gateway-ca.crt", &door.pki.ca_pem);
+        }
         let child = Child::new(&["dev"]);
         let api = child.serve().await;
         for (name, content) in [
@@ -119,7 +149,7 @@ impl World {
         let stop = Stop::new();
         let mut agent = JoinSet::new();
         agent.spawn(crate::app::run(settings, stop.clone()));
-        Self { hub, tunnels, child, stop, agent, _servers: (parent, api) }
+        Self { hub, tunnels, child, stop, agent, _servers: (parent, api, door) }
     }
 
     async fn tunnel(&mut self) -> (Tunnel, Hello) {
@@ -210,6 +240,36 @@ async fn a_refused_credential_is_replaced_through_the_invitation() {
     world.end().await;
 }
 
+#[tokio::test]
+async fn an_agent_that_was_told_of_a_gateway_opens_its_tunnel_there() {
+    let mut world = World::start_with(&[], Some(SERVES)).await;
+    let (first, _) = world.tunnel().await;
+    assert_eq!(status_of(&first, http::Method::GET, "/v1/status").await, 200);
+    first.close();
+    world.tunnel().await;
+    assert_eq!(*world.hub.doors.lock().unwrap(), [SERVES, SERVES]);
+    assert_eq!(world.hub.registered.lock().unwrap().len(), 1, "that goes through the parent");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_cannot_be_reached_is_left_for_the_parent() {
+    let mut world = World::start_with(&[], Some(GONE)).await;
+    let (tunnel, _) = world.tunnel().await;
+    assert_eq!(status_of(&tunnel, http::Method::GET, "/v1/status").await, 200);
+    assert_eq!(*world.hub.doors.lock().unwrap(), [PARENT]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_refuses_makes_no_agent_register_again() {
+    let mut world = World::start_with(&[], Some(REFUSES)).await;
+    world.tunnel().await;
+    assert_eq!(*world.hub.doors.lock().unwrap(), [REFUSES, PARENT]);
+    assert_eq!(world.hub.registered.lock().unwrap().len(), 1);
+    world.end().await;
+}
+
 /// In which the agent can register once, over loopback.
 const REAL_STEP: Duration = Duration::from_millis(5);
 
@@ -280,6 +340,7 @@ fn a_credential_of_another_parent_or_an_expired_one_is_not_dialled_with() {
         secret: crate::testing::secret("s"),
         expires: None,
         cluster_name: String::new(),
+        gateway: None,
     };
     let (past, future) = ("2000-01-01T00:00:00Z", "2100-01-01T00:00:00Z");
     for (parent, expires, way, used) in [

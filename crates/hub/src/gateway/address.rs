@@ -6,7 +6,8 @@
 
 use std::borrow::Cow;
 
-use api::names::ClusterName;
+use api::names::{ClusterId, ClusterName};
+use api::registration::CONNECT_PATH;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Uri, Version, header};
 
@@ -22,6 +23,8 @@ pub enum Address {
     Host(ClusterName, PathAndQuery),
     /// By path; the same.
     Path(ClusterName, PathAndQuery),
+    /// An agent opens the tunnel of this one.
+    Connect(ClusterId),
     /// It names none.
     Bare,
 }
@@ -41,6 +44,9 @@ pub fn read(
         let target = target(uri.path(), uri.query())?;
         return Ok(Address::Host(name.parse().map_err(|_| no_cluster(name))?, target));
     }
+    if let Some(id) = uri.path().strip_prefix(CONNECT_PATH) {
+        return Ok(Address::Connect(id.parse().map_err(|_| no_cluster(id))?));
+    }
     let Some(rest) = uri.path().strip_prefix(PATH) else { return Ok(Address::Bare) };
     let (name, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let name = name.parse().map_err(|_| no_cluster(name))?;
@@ -49,7 +55,7 @@ pub fn read(
 
 /// Whether a path is the hub's own where no host names a cluster.
 pub(super) fn is_hubs(path: &str) -> bool {
-    path.starts_with(PATH)
+    [PATH, CONNECT_PATH].iter().any(|own| path.starts_with(own))
 }
 
 fn no_cluster(name: &str) -> Refusal {
@@ -134,6 +140,9 @@ mod tests {
             ("edge-1.k8s.example.com", "//api", Ok(by_host("edge-1", "/api"))),
             // A host that names a cluster decides alone: its child knows no such path.
             ("edge-1.k8s.example.com", "/k8s/clusters/b/api", Ok(by_host("edge-1", "/k8s/clusters/b/api"))),
+            (hub, "/connect/c1", Ok(Address::Connect("c1".parse().unwrap()))),
+            ("edge-1.k8s.example.com", "/connect/c1", Ok(by_host("edge-1", "/connect/c1"))),
+            (hub, "/connect", Ok(Address::Bare)),
             (hub, "/api/v1/namespaces", Ok(Address::Bare)),
             (hub, "/", Ok(Address::Bare)),
             (hub, "/k8s/clusters", Ok(Address::Bare)),
@@ -153,6 +162,9 @@ mod tests {
             ("hub", "/k8s/clusters/A/api", 404),
             ("hub", "/k8s/clusters/a.b/api", 404),
             ("hub", "/k8s/clusters/%61/api", 404),
+            ("hub", "/connect/", 404),
+            ("hub", "/connect/c1/", 404),
+            ("hub", "/connect/A", 404),
             ("a.b.k8s.example.com", "/api", 404),
             ("-.k8s.example.com", "/api", 404),
             ("u@edge-1.k8s.example.com", "/api", 400),

@@ -192,7 +192,7 @@ mod tests {
             }
         }
         // To a child these are paths like any other; with a token alone they are the hub's own.
-        for location in ["/k8s/clusters/edge-2/api", "/k8s/clusters/"] {
+        for location in ["/k8s/clusters/edge-2/api", "/k8s/clusters/", "/connect/c2"] {
             assert_eq!(at(&Spelt::Root, location), None, "{location}");
             assert_eq!(at(&Spelt::Host, location).as_deref(), Some(location));
         }

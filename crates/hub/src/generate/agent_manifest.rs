@@ -55,6 +55,8 @@ pub struct AgentManifest {
     pub groups: Vec<String>,
     /// The agent's image.
     pub image: String,
+    /// The hub's gateway, if tunnels shall go there: its address, and the CA that its certificate has to come from, PEM.
+    pub gateway: Option<(String, String)>,
 }
 
 /// Why there is no manifest.
@@ -81,6 +83,11 @@ pub enum ManifestError {
 pub fn generate(values: &AgentManifest) -> Result<Secret, ManifestError> {
     let ca = certificates_only(&values.parent_ca_pem)?;
     let url = checked_address(&values.parent_url)?;
+    let gateway = values
+        .gateway
+        .as_ref()
+        .map(|(url, ca)| Ok::<_, ManifestError>((checked_address(url)?.to_owned(), certificates_only(ca)?)));
+    let values = &AgentManifest { gateway: gateway.transpose()?, ..values.clone() };
     let mut out = String::new();
     for line in [
         format!("Towline agent for cluster {}: lets it join {url}", values.cluster_name),
@@ -263,7 +270,7 @@ fn binding(kind: &str, metadata: &Value, (role_kind, role): (&str, &str), subjec
 /// `data`, not `stringData`: the server turns the latter into the former, and a second apply would differ.
 fn registration_secret(values: &AgentManifest, url: &str, ca: &str) -> Value {
     let data = |text: &str| STANDARD.encode(text);
-    json!({
+    let mut secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": namespaced(REGISTRATION_SECRET),
         "data": {
             "parentURL": data(url),
@@ -274,7 +281,12 @@ fn registration_secret(values: &AgentManifest, url: &str, ca: &str) -> Value {
             "expires": data(&rfc3339(values.expires)),
             "clusterName": data(values.cluster_name.as_str()),
         },
-    })
+    });
+    if let Some((url, ca)) = &values.gateway {
+        secret["data"]["gatewayURL"] = data(url).into();
+        secret["data"]["gateway-ca.crt"] = data(ca).into();
+    }
+    secret
 }
 
 fn deployment(values: &AgentManifest) -> Value {
@@ -344,6 +356,7 @@ mod tests {
             expires: "2030-01-02T03:04:05Z".parse().unwrap(),
             groups: vec!["developers".to_owned()],
             image: "registry.example.com/towline-agent:0.1.0".to_owned(),
+            gateway: None,
         }
     }
 
@@ -394,6 +407,20 @@ mod tests {
             (&about[0]["verbs"], &about[0]["resourceNames"]),
             (&json!(["get"]), &json!(["clusternet-agent-policy"]))
         );
+    }
+
+    #[test]
+    fn the_gateway_stands_beside_the_parent_with_a_ca_of_its_own() {
+        let gateway = |url: &str, ca: &str| {
+            let gateway = Some((url.to_owned(), ca.to_owned()));
+            generate(&AgentManifest { gateway, ..values() })
+        };
+        let objects = parse(gateway("https://hub.example.com:8444/", CA).unwrap().reveal());
+        let data = &find(&objects, "Secret", REGISTRATION_SECRET)["data"];
+        assert_eq!(data["gatewayURL"], STANDARD.encode("https://hub.example.com:8444"));
+        assert_eq!(data["gateway-ca.crt"], STANDARD.encode(certificates_only(CA).unwrap()));
+        assert_eq!(gateway("https://hub.example.com", "").unwrap_err(), ManifestError::NoCertificate);
+        assert!(gateway("http://hub.example.com", CA).is_err());
     }
 
     #[test]

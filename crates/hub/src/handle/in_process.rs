@@ -42,6 +42,7 @@ mod allocations;
 mod attach;
 mod bounds;
 mod conformance;
+mod connect;
 mod contract;
 mod frames;
 mod gateway;
@@ -126,6 +127,7 @@ impl World {
                 domain: Some("k8s.example.com".to_owned()),
                 url: Some("https://hub.example.com:8444".to_owned()),
                 ca_pem: None,
+                for_agents: false,
             }),
             shutdown_delay: Duration::ZERO,
             shutdown_grace: Duration::from_secs(5),

@@ -91,6 +91,7 @@ impl Join {
             expires,
             groups: spec.groups.clone(),
             image: image.to_owned(),
+            gateway: self.gateway_for_agents(),
         });
         let manifest = match manifest {
             Ok(manifest) => manifest,
@@ -115,6 +116,12 @@ impl Join {
         let to_value = |error: serde_json::Error| invalid(error.to_string());
         let spec = serde_json::to_value(&spec).map_err(to_value)?;
         Ok(answer(INVITATION_KIND, &name, spec, serde_json::to_value(&status).map_err(to_value)?, now))
+    }
+
+    /// Where agents open their tunnels, if not at the parent.
+    fn gateway_for_agents(&self) -> Option<(String, String)> {
+        let gateway = self.settings.gateway.as_ref().filter(|gateway| gateway.for_agents)?;
+        Some((gateway.url.clone()?, gateway.ca_pem.clone()?))
     }
 
     fn address(&self, kind: AddressKind) -> Result<String, Refusal> {

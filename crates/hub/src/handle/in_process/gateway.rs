@@ -16,7 +16,7 @@ impl World {
         world
     }
 
-    async fn send_to_gateway(&mut self, wire: Wire, request: Request<Sent>) -> Response<Incoming> {
+    pub(super) async fn send_to_gateway(&mut self, wire: Wire, request: Request<Sent>) -> Response<Incoming> {
         let stream = TokioIo::new(self.dial_at(self.gateway, None, wire).await);
         self.send_on(wire, stream, request).await
     }
