@@ -162,3 +162,28 @@ pub(crate) async fn a_revoked_kubeconfig_ends_within_five_seconds(world: &mut Wo
     ensure!(refused.code != 0, "a revoked token is good: {refused:?}");
     Ok(())
 }
+
+pub(crate) async fn a_manifest_is_fetched_once_and_only_from_whoever_holds_the_pinned_key(
+    world: &mut World,
+) -> Outcome {
+    let command = world.cli(&["register", "edge-once", "--ttl", "10m", "-o", "url"]).await?;
+    let fetch = command.trim().strip_suffix(" | kubectl apply -f -").context("a command for kubectl")?;
+    let sh = world.parent().kubectl().clone().with_binary("sh");
+    let (before, pin) = fetch.split_once("sha256//").context("a pin")?;
+    let (pin, after) = pin.split_once('\'').context("a quoted pin")?;
+    let other = format!("{before}sha256//{}'{after}", "A".repeat(pin.len() - 1) + "=");
+    let refused = sh.run(&["-c", &other], b"").await?;
+    ensure!(refused.code == 90 && refused.stdout.is_empty(), "another key was shown: {refused:?}");
+    // Nothing of it was used up.
+    let manifest = sh.ok(&["-c", fetch]).await?;
+    ensure!(manifest.contains("kind: \"Deployment\"") || manifest.contains("kind: Deployment"), "{manifest}");
+    world.child().kubectl().ok_with(&["apply", "--dry-run=client", "-f", "-"], manifest.as_bytes()).await?;
+    let again = sh.run(&["-c", fetch], b"").await?;
+    ensure!(again.code == 22 && again.stderr.contains("410"), "{again:?}");
+
+    let token = fetch.rsplit_once("/register/").context("an address")?.1;
+    ensure!(!world.hub()?.log_text()?.contains(token), "the hub's log holds the address");
+    let kept = world.parent().kubectl().ok(&["get", "secrets", "-A", "-o", "json"]).await?;
+    ensure!(!kept.contains(token), "a Secret holds the address");
+    Ok(())
+}

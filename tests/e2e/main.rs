@@ -42,6 +42,7 @@ fn main() -> anyhow::Result<ExitCode> {
             gateway::a_dropped_path_and_a_wrong_token_are_told_apart_at_the_gateway,
             gateway::a_kubeconfig_of_the_hub_has_one_role_in_one_cluster,
             gateway::a_revoked_kubeconfig_ends_within_five_seconds,
+            gateway::a_manifest_is_fetched_once_and_only_from_whoever_holds_the_pinned_key,
             streams::logs_follow,
                 streams::exec_carries_stdin_and_the_exit_code_over_spdy,
                 streams::exec_and_port_forward_work_with_kubectls_default_transport,

@@ -124,6 +124,9 @@ pub struct ClusterInvitationSpec {
     /// Another image than the hub's default for the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Leave the manifest at an address of the gateway's, to be fetched once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_time_address: bool,
 }
 
 /// The answer to a [`ClusterInvitationSpec`]. Holds a secret inside `manifest`; it is never stored.
@@ -139,6 +142,20 @@ pub struct ClusterInvitationStatus {
     pub manifest: Secret,
     /// The command to run in the child.
     pub command: String,
+    /// Where the manifest can be fetched, once; whoever has this address has the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "revealed_if_any")]
+    pub one_time_address: Option<Secret>,
+    /// Base64 of the SHA-256 of the key that the gateway shows there (SubjectPublicKeyInfo), if its CA is one that nobody
+    /// trusts beforehand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
+}
+
+fn revealed_if_any<S: serde::Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => secret::revealed(secret, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// An object in the hub's create-only resources: kind, metadata, spec, and the hub's status in the answer.

@@ -101,7 +101,8 @@ pub struct Register {
     /// Another image for the agent than the hub's default
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
-    /// yaml: the manifest; command: one command to paste into a shell that reaches the cluster
+    /// yaml: the manifest; command: one command that holds it, to paste into a shell that reaches the cluster; url: a short
+    /// one that fetches it from the hub's gateway, once, within the hour
     #[arg(short, long, value_enum, default_value_t = RegisterOutput::Yaml)]
     pub output: RegisterOutput,
     /// Write to FILE (mode 0600, must not exist) instead of stdout
@@ -128,6 +129,8 @@ pub enum RegisterOutput {
     Yaml,
     /// One shell command that holds the manifest
     Command,
+    /// One shell command that fetches it from the hub's gateway, once
+    Url,
 }
 
 /// `clusters`

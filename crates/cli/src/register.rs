@@ -24,6 +24,7 @@ pub(crate) async fn run(session: &Session, args: &Register) -> Result<(), Failur
     let text = match args.output {
         RegisterOutput::Yaml => invitation.manifest.reveal().to_owned(),
         RegisterOutput::Command => one_command(invitation.manifest.reveal())?,
+        RegisterOutput::Url => fetching(&invitation)?,
     };
     if file.is_none() && stdout_is_terminal() {
         say("warning: what follows holds a secret and is on your screen; --out FILE keeps it in a file.");
@@ -70,6 +71,7 @@ fn question(args: &Register) -> ClusterInvitation {
             cluster_labels: args.labels.iter().cloned().collect::<BTreeMap<String, String>>(),
             groups: args.groups.clone(),
             image: args.image.clone(),
+            one_time_address: args.output == RegisterOutput::Url,
         },
         status: None,
     }
@@ -84,6 +86,37 @@ fn one_command(manifest: &str) -> Result<String, Failure> {
     }
     // In braces: a shell runs nothing of it before it has read the last line, so half a command applies nothing.
     Ok(format!("{{ kubectl apply -f - <<'{END}'\n{}\n{END}\n}}\n", manifest.trim_end()))
+}
+
+/// The command that fetches the manifest. Where nobody trusts the gateway's CA beforehand, curl compares the key that is
+/// shown with the one that the hub has named here, over the parent's API; kubectl could only be told to trust anybody.
+fn fetching(invitation: &ClusterInvitationStatus) -> Result<String, Failure> {
+    let Some(address) = &invitation.one_time_address else {
+        return Err(Failure::new(Exit::Error, "the hub has given no address for the manifest")
+            .next("compare the versions of hub and command, or use -o command"));
+    };
+    // It goes into a shell.
+    let in_address = |byte: u8| byte.is_ascii_alphanumeric() || b":/._-[]".contains(&byte);
+    let in_pin = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+    let address =
+        Some(address.reveal()).filter(|text| text.starts_with("https://") && text.bytes().all(in_address));
+    let pin = invitation.pin.as_deref();
+    let (Some(address), true) = (address, pin.is_none_or(|pin| pin.bytes().all(in_pin))) else {
+        return Err(Failure::new(
+            Exit::Error,
+            "the hub's address for the manifest cannot stand in a command",
+        )
+        .next("use -o command"));
+    };
+    // Brackets of an IPv6 address are a pattern to shells, and to curl without -g.
+    let (address, glob) =
+        if address.contains('[') { (format!("'{address}'"), "g") } else { (address.to_owned(), "") };
+    Ok(match pin {
+        None => format!("kubectl apply -f {address}\n"),
+        Some(pin) => {
+            format!("curl -fsSk{glob} --pinnedpubkey 'sha256//{pin}' {address} | kubectl apply -f -\n")
+        }
+    })
 }
 
 /// What the person is told.
@@ -105,8 +138,9 @@ fn told(command: &str, args: &Register, invitation: &ClusterInvitationStatus, no
     lines.push(match (args.output, file) {
         (RegisterOutput::Yaml, Some(file)) => format!("  kubectl --context CHILD apply -f {file}"),
         (RegisterOutput::Yaml, None) => "  kubectl --context CHILD apply -f FILE".to_owned(),
-        (RegisterOutput::Command, Some(file)) => format!("  sh {file}"),
+        (RegisterOutput::Command | RegisterOutput::Url, Some(file)) => format!("  sh {file}"),
         (RegisterOutput::Command, None) => "  paste the command above".to_owned(),
+        (RegisterOutput::Url, None) => "  paste the command above; it works once, within the hour".to_owned(),
     });
     lines.push("then here:".to_owned());
     lines.push(if args.auto_approve {
@@ -146,6 +180,40 @@ mod tests {
         );
     }
 
+    fn offered(address: Option<&str>, pin: Option<&str>) -> ClusterInvitationStatus {
+        ClusterInvitationStatus {
+            invitation: "k7f2".to_owned(),
+            expires: Timestamp::from_second(86_400).unwrap(),
+            manifest: Secret::default(),
+            command: String::new(),
+            one_time_address: address.map(|text| Secret::from(text.to_owned())),
+            pin: pin.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_command_that_fetches_the_manifest_trusts_a_known_ca_or_one_key() {
+        assert!(question(&args("edge-1 -o url")).spec.one_time_address);
+        assert!(!question(&args("edge-1 -o command")).spec.one_time_address);
+        let address = "https://hub.example.com:8444/register/twm-0-A_b.yaml";
+        assert_eq!(fetching(&offered(Some(address), None)).unwrap(), format!("kubectl apply -f {address}\n"));
+        assert_eq!(
+            fetching(&offered(Some(address), Some("aB+/=="))).unwrap(),
+            format!("curl -fsSk --pinnedpubkey 'sha256//aB+/==' {address} | kubectl apply -f -\n")
+        );
+        let six = fetching(&offered(Some("https://[2001:db8::1]/register/t.yaml"), Some("aB="))).unwrap();
+        assert!(six.contains("-fsSkg") && six.contains(" 'https://[2001:db8::1]/register/t.yaml' "), "{six}");
+        for (address, pin) in [
+            (None, None),
+            (Some("http://hub/register/t.yaml"), None),
+            (Some("https://hub/register/t.yaml; rm -rf x"), None),
+            (Some("https://hub/$(id).yaml"), None),
+            (Some("https://hub/register/t.yaml"), Some("a' 'b")),
+        ] {
+            assert!(fetching(&offered(address, pin)).is_err(), "{address:?} {pin:?}");
+        }
+    }
+
     #[test]
     fn no_manifest_breaks_out_of_the_command() {
         assert_eq!(
@@ -180,6 +248,8 @@ mod tests {
             expires: Timestamp::from_second(86_400).unwrap(),
             manifest: Secret::from("s3cr3t".to_owned()),
             command: String::new(),
+            one_time_address: None,
+            pin: None,
         };
         let now = Timestamp::from_second(0).unwrap();
         let text = told("kubectl towline", &args("edge-1 --out a.yaml"), &invitation, now);

@@ -130,6 +130,7 @@ async fn open_gateway(
     }
     let own = certificates::gateway::start(client, gateway.names()).await?;
     gateway.ca_pem = Some(own.ca_pem().to_owned());
+    gateway.own_pin = certificates::pin(own.chain());
     Ok(Some((listener, own.serving.clone(), Box::pin(own.keep_fresh(client.clone())))))
 }
 

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use api::names::{HUB_SERVICE, HUB_TLS_SECRET, SYSTEM_NAMESPACE};
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -59,6 +60,13 @@ pub enum CertificateTrouble {
     /// What was made cannot serve.
     #[error("the certificate cannot be used: {0}")]
     Use(#[from] runtime::tls::CertificateError),
+}
+
+/// Base64 of the SHA-256 of the key (SubjectPublicKeyInfo) of the first certificate: what `curl --pinnedpubkey` compares.
+pub fn pin(chain_pem: &str) -> Option<String> {
+    let leaf = certificates(chain_pem).into_iter().next()?;
+    let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).ok()?;
+    Some(STANDARD.encode(digest(&SHA256, leaf.public_key().raw)))
 }
 
 /// The names that the certificate is for: those by which the aggregator and people on the spot call the hub.

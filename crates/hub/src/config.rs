@@ -162,9 +162,21 @@ pub struct Gateway {
     pub ca_pem: Option<String>,
     /// Whether agents are told of it.
     pub for_agents: bool,
+    /// The hash of the key that the hub has made for it; see [`Gateway::pin`].
+    pub own_pin: Option<String>,
 }
 
 impl Gateway {
+    /// Base64 of the SHA-256 of its certificate's key, for whoever does not know its CA; nothing if every tool trusts that.
+    pub fn pin(&self) -> Option<String> {
+        self.ca_pem.as_ref()?;
+        match &self.files {
+            // As it is now: whoever replaces it may have another key.
+            Some((cert, _)) => crate::certificates::pin(&read_small(cert).ok()?),
+            None => self.own_pin.clone(),
+        }
+    }
+
     /// The names that a certificate of the hub's own making has to be for.
     pub fn names(&self) -> Vec<String> {
         let host = self.url.as_deref().and_then(host_of);
@@ -384,6 +396,7 @@ fn gateway(
         url,
         ca_pem,
         for_agents,
+        own_pin: None,
     };
     if for_agents && !has_url {
         wrong.push("--agents-use-gateway needs --gateway-url: that is where they go".to_owned());

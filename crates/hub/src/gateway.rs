@@ -12,16 +12,17 @@ use api::identity::Identity;
 use api::kubeconfig::TOKEN_PREFIX;
 use api::names::ClusterId;
 use api::secret::Secret;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, header};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use runtime::stop::Stop;
 
-use crate::audit::Event;
+use crate::audit::{Asked, Event, Resource};
 use crate::authn::{self, Peer, bearer};
 use crate::body::ResponseBody;
 use crate::handle::{self, Hub};
 use crate::issued::Issued;
+use crate::join::one_time;
 use crate::refusal::Refusal;
 use crate::request_info::{self, Proxied, RequestInfo};
 use crate::tunnels::accept;
@@ -107,6 +108,10 @@ pub(crate) async fn decide(
         *kind = "attach";
         return Box::pin(connect(hub, peer, cluster, request, id, event)).await;
     }
+    if let Address::Manifest(shown) = &address {
+        *kind = "manifest";
+        return Box::pin(manifest(hub, peer, shown, &request, id, event)).await;
+    }
     if address == Address::Bare && is_health(uri.path()) && !bearer::is_shown(headers) {
         *kind = "health";
         return handle::health(hub, &request);
@@ -121,8 +126,10 @@ pub(crate) async fn decide(
         (Address::Bare, Ok(Shown::Issued(_))) => (None, address::whole(uri)?, Spelt::Root),
         (Address::Bare, Ok(Shown::Parents(token))) => return bare(hub, token, from).await,
         (Address::Bare, Err(refusal)) => return Err(refusal.clone()),
-        // It went its own way above.
-        (Address::Connect(_), _) => return Err(Refusal::NotFound("there is nothing here".to_owned())),
+        // They went their own ways above.
+        (Address::Connect(_) | Address::Manifest(_), _) => {
+            return Err(Refusal::NotFound("there is nothing here".to_owned()));
+        }
     };
     let cluster = match (&name, &shown) {
         (Some(name), _) => hub.catalog.named(name).or_else(|| name.as_str().parse().ok()),
@@ -169,6 +176,47 @@ async fn connect(
     let who = hub.tokens.identify(&token, from).await?;
     event.who(&who);
     accept::attach(hub, &who, cluster, request).await
+}
+
+/// Gives the manifest of an invitation away, once, to whoever knows its address; HEAD only looks.
+async fn manifest(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    shown: &Secret,
+    request: &Request<Incoming>,
+    id: &http::HeaderValue,
+    event: &mut Event,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let only_look = request.method() == http::Method::HEAD;
+    if !only_look && request.method() != http::Method::GET {
+        return Err(Refusal::MethodNotAllowed("a manifest is fetched with GET".to_owned()));
+    }
+    // The address is the secret: what stands in the audit log is the public id, if there is one.
+    let public = one_time::public(shown).unwrap_or_else(|| one_time::PATH.to_owned());
+    *event = hub.audit.open(Asked {
+        id,
+        verb: "get",
+        uri: &public.parse().unwrap_or_default(),
+        headers: request.headers(),
+        resource: Resource::Access("clusterinvitations"),
+        cluster: None,
+        source: peer.client(request.headers()),
+    })?;
+    let from = peer.address.ip();
+    hub.tokens.failures.check(from)?;
+    let fetched = hub.join.fetch(shown, only_look).await;
+    if let Err(Refusal::NotFound(_)) = fetched {
+        hub.tokens.failures.count(from);
+    }
+    let mut response = Response::new(ResponseBody::own(fetched?.reveal().to_owned()));
+    for (name, value) in [
+        (header::CONTENT_TYPE, "application/yaml"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        response.headers_mut().insert(name, http::HeaderValue::from_static(value));
+    }
+    Ok(response)
 }
 
 /// A token that somebody showed.

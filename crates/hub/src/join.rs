@@ -5,9 +5,11 @@
 //! Threats: a stolen or guessed invitation, one used twice, a registration for somebody else's cluster, labels
 //! that are the hub's. What holds them: 256-bit secrets of which only the hash is stored, one use (bound to a
 //! key by compare-and-swap), proof of the private key, everything but the cluster's id chosen by whoever
-//! invited and nothing by the child. Secrets are never logged and stand in no object of the parent.
+//! invited and nothing by the child. Secrets are never logged and stand readable in no object of the
+//! parent ([`one_time`]).
 
 pub mod invitation;
+pub mod one_time;
 pub mod registration;
 pub mod stored;
 

@@ -8,9 +8,11 @@ use std::borrow::Cow;
 
 use api::names::{ClusterId, ClusterName};
 use api::registration::CONNECT_PATH;
+use api::secret::Secret;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Uri, Version, header};
 
+use crate::join::one_time;
 use crate::refusal::Refusal;
 
 /// Below it, each cluster by its name.
@@ -25,6 +27,8 @@ pub enum Address {
     Path(ClusterName, PathAndQuery),
     /// An agent opens the tunnel of this one.
     Connect(ClusterId),
+    /// The manifest of an invitation; what stands for it in the path is secret.
+    Manifest(Secret),
     /// It names none.
     Bare,
 }
@@ -47,6 +51,9 @@ pub fn read(
     if let Some(id) = uri.path().strip_prefix(CONNECT_PATH) {
         return Ok(Address::Connect(id.parse().map_err(|_| no_cluster(id))?));
     }
+    if let Some(token) = uri.path().strip_prefix(one_time::PATH) {
+        return Ok(Address::Manifest(Secret::from(token.to_owned())));
+    }
     let Some(rest) = uri.path().strip_prefix(PATH) else { return Ok(Address::Bare) };
     let (name, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let name = name.parse().map_err(|_| no_cluster(name))?;
@@ -55,7 +62,7 @@ pub fn read(
 
 /// Whether a path is the hub's own where no host names a cluster.
 pub(super) fn is_hubs(path: &str) -> bool {
-    [PATH, CONNECT_PATH].iter().any(|own| path.starts_with(own))
+    [PATH, CONNECT_PATH, one_time::PATH].iter().any(|own| path.starts_with(own))
 }
 
 fn no_cluster(name: &str) -> Refusal {
@@ -142,6 +149,7 @@ mod tests {
             ("edge-1.k8s.example.com", "/k8s/clusters/b/api", Ok(by_host("edge-1", "/k8s/clusters/b/api"))),
             (hub, "/connect/c1", Ok(Address::Connect("c1".parse().unwrap()))),
             ("edge-1.k8s.example.com", "/connect/c1", Ok(by_host("edge-1", "/connect/c1"))),
+            (hub, "/register/t.yaml", Ok(Address::Manifest(Secret::from("t.yaml".to_owned())))),
             (hub, "/connect", Ok(Address::Bare)),
             (hub, "/api/v1/namespaces", Ok(Address::Bare)),
             (hub, "/", Ok(Address::Bare)),

@@ -48,6 +48,7 @@ mod frames;
 mod gateway;
 mod hostile;
 mod http2;
+mod manifests;
 mod path;
 mod raw;
 mod recorder;
@@ -75,6 +76,8 @@ struct Setup {
     /// How long answers of the authorizer are remembered.
     memory: Duration,
     places: Option<Places>,
+    /// Where invitations are kept.
+    objects: Option<Client>,
 }
 
 impl Default for Setup {
@@ -84,6 +87,7 @@ impl Default for Setup {
             audit: Audit::default(),
             memory: Duration::from_secs(10),
             places: None,
+            objects: None,
         }
     }
 }
@@ -128,7 +132,10 @@ impl World {
                 url: Some("https://hub.example.com:8444".to_owned()),
                 ca_pem: None,
                 for_agents: false,
+                own_pin: None,
             }),
+            public_url: Some("https://parent".to_owned()),
+            parent_ca_file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/src/generate/testdata/ca.pem").into()),
             shutdown_delay: Duration::ZERO,
             shutdown_grace: Duration::from_secs(5),
             limits: setup.limits,
@@ -141,6 +148,9 @@ impl World {
             Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
         (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
         hub.places = setup.places.unwrap_or(hub.places);
+        if let Some(objects) = setup.objects {
+            hub.join = Join::new(objects, Arc::clone(&hub.settings), Arc::clone(&hub.catalog));
+        }
         let hub = Arc::new(hub);
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();
         hub.catalog.replace([cluster()]);

@@ -24,9 +24,9 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::Value;
 
 use super::stored::{SECRET_TYPE, Stored, secret_name};
-use super::{Join, answer, hex, in_time, invalid, parent_trouble, parse, sha256_hex};
+use super::{Join, answer, hex, in_time, invalid, one_time, parent_trouble, parse, sha256_hex};
 use crate::app::ca_for_agents;
-use crate::config::Settings;
+use crate::config::{Gateway, Settings};
 use crate::generate::agent_manifest::{AgentManifest, generate};
 use crate::refusal::Refusal;
 
@@ -59,6 +59,10 @@ impl Join {
         let now = Timestamp::now();
         let (ttl, image) = check(&spec, &self.settings)?;
         let parent_url = self.address(spec.address)?;
+        if spec.one_time_address && self.settings.gateway.as_ref().is_none_or(|gateway| gateway.url.is_none())
+        {
+            return Err(one_time::no_gateway());
+        }
         let parent_ca_pem = ca_for_agents(&self.settings).await.map_err(|error| {
             tracing::warn!(error = %format!("{error:#}"), "the parent's CA cannot be read");
             Status::new(
@@ -105,12 +109,26 @@ impl Join {
                 .into());
             }
         };
+        let one_time = match spec.one_time_address {
+            true => Some(self.offer(&stored.id, &manifest, expires, now).await),
+            false => None,
+        };
+        let one_time = match one_time.transpose() {
+            Ok(one_time) => one_time,
+            Err(refusal) => {
+                self.forget(&stored.id).await;
+                return Err(refusal);
+            }
+        };
+        let pinned = self.settings.gateway.as_ref().filter(|_| one_time.is_some());
         tracing::info!(invitation = stored.id, cluster = %stored.cluster_name, by = who.user(), %expires, "invited a cluster");
         let status = ClusterInvitationStatus {
             invitation: stored.id,
             expires,
             manifest,
             command: "kubectl apply -f agent.yaml".to_owned(),
+            one_time_address: one_time,
+            pin: pinned.and_then(Gateway::pin),
         };
         let name = question.name.unwrap_or_else(|| spec.cluster_name.to_string());
         let to_value = |error: serde_json::Error| invalid(error.to_string());
@@ -203,7 +221,7 @@ impl Join {
 }
 
 /// Random bytes from the system.
-fn random<const N: usize>() -> Result<[u8; N], Refusal> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Refusal> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_| {
         Status::new(
