@@ -1,7 +1,9 @@
 //! `kubeconfig --role`: asks the hub for a kubeconfig with a token of its own, good for one cluster. The token is shown
 //! this once; the hub keeps a hash.
 
-use api::kubeconfig::{KUBECONFIG_REQUEST_KIND, KubeconfigRequestSpec, KubeconfigRequestStatus, Spelling};
+use api::kubeconfig::{
+    Format, KUBECONFIG_REQUEST_KIND, KubeconfigRequestSpec, KubeconfigRequestStatus, Spelling,
+};
 use api::names::{ACCESS_GROUP, ACCESS_VERSION, KUBECONFIG_REQUESTS_PATH, Role};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -31,8 +33,9 @@ pub(crate) async fn run(session: &Session, args: &Kubeconfig, role: IssuedRole) 
         Some(file) => file.finish(status.kubeconfig.reveal())?,
         None => data(status.kubeconfig.reveal())?,
     }
-    let left = duration::human(status.expires.as_second() - Timestamp::now().as_second());
-    let id = shown(&status.credential);
+    let expires = status.expires.map_or(0, Timestamp::as_second);
+    let left = duration::human(expires - Timestamp::now().as_second());
+    let id = shown(status.credential.as_deref().unwrap_or_default());
     let file =
         args.out.as_ref().map_or_else(|| "FILE".to_owned(), |path| shell_word(&path.display().to_string()));
     say(&format!(
@@ -75,11 +78,12 @@ fn question(args: &Kubeconfig, role: IssuedRole) -> Value {
         },
         service: args.service.clone(),
         ttl_seconds: args.ttl.map(|ttl| ttl.as_secs()),
-        address: match args.address {
+        address: Some(match args.address {
             Address::Path => Spelling::Path,
             Address::Host => Spelling::Host,
             Address::Root => Spelling::Root,
-        },
+        }),
+        format: Format::Kubeconfig,
     };
     json!({
         "apiVersion": format!("{ACCESS_GROUP}/{ACCESS_VERSION}"), "kind": KUBECONFIG_REQUEST_KIND,

@@ -1,9 +1,13 @@
 //! Text for people and for `kubectl`: pure functions from values to files, compared with goldens in deploy/.
 
 pub mod agent_manifest;
+pub mod formats;
 pub mod kubeconfig;
 #[cfg(test)]
 mod rbac;
+mod shell;
+mod terraform;
+mod tkestack;
 
 #[cfg(test)]
 mod tests {
@@ -42,13 +46,18 @@ mod tests {
 
     /// Compares a file in deploy/ with what it has to be, or writes it if `UPDATE_GOLDEN` is set.
     pub(crate) fn golden(file: &str, wanted: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file);
+        golden_in("deploy", file, wanted);
+    }
+
+    /// The same with a file of another folder.
+    pub(crate) fn golden_in(folder: &str, file: &str, wanted: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder).join(file);
         #[expect(clippy::disallowed_methods, reason = "a switch of the test, not of the product")]
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(&path, wanted).unwrap();
         }
         let same = std::fs::read_to_string(&path).unwrap() == wanted;
-        assert!(same, "deploy/{file} differs; bless it with UPDATE_GOLDEN=1");
+        assert!(same, "{folder}/{file} differs; bless it with UPDATE_GOLDEN=1");
     }
 
     #[test]

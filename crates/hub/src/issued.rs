@@ -122,6 +122,8 @@ impl Issued {
 #[derive(Debug, Default)]
 pub struct IssuedTokens {
     known: ArcSwapOption<HashMap<Hash, Arc<Issued>>>,
+    /// Told whenever the above changes.
+    changes: tokio::sync::watch::Sender<()>,
 }
 
 impl IssuedTokens {
@@ -147,6 +149,17 @@ impl IssuedTokens {
         self.known.load().iter().flat_map(|known| known.values().cloned()).collect()
     }
 
+    /// Waits until the watch has shown a token, or returns at once if nothing is known at all: then there is no watch
+    /// yet that could show it.
+    pub async fn until_known(&self, hash: &Hash) {
+        let mut changes = self.changes.subscribe();
+        while self.known.load().as_ref().is_some_and(|known| !known.contains_key(hash)) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Takes the place of what was known; what is gone, is revoked.
     pub fn replace(&self, all: impl IntoIterator<Item = Stored>) {
         let old = self.known.load_full().unwrap_or_default();
@@ -163,6 +176,7 @@ impl IssuedTokens {
             .filter(|(hash, old)| new.get(*hash).is_none_or(|new| !Arc::ptr_eq(new, old)))
             .collect();
         self.known.store(Some(Arc::new(new)));
+        self.changes.send_replace(());
         for (_, old) in gone {
             old.revoked.cancel();
         }
@@ -170,10 +184,10 @@ impl IssuedTokens {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn stored(token: &str, role: Option<Role>) -> Stored {
+    pub(crate) fn stored(token: &str, role: Option<Role>) -> Stored {
         Stored {
             id: "0123456789abcdef".to_owned(),
             hash: hash(&Secret::from(token.to_owned())),
@@ -207,6 +221,21 @@ mod tests {
         tokens.replace([]);
         assert!(issued.revoked.is_cancelled());
         assert!(find(&tokens, "a", "2029-01-01T00:00:00Z").is_err());
+    }
+
+    #[tokio::test]
+    async fn whoever_issues_waits_until_the_watch_shows_the_token() {
+        use futures::FutureExt as _;
+        let tokens = IssuedTokens::default();
+        let wanted = stored("a", None).hash;
+        assert!(tokens.until_known(&wanted).now_or_never().is_some(), "there is no watch to wait for");
+        tokens.replace([]);
+        let mut waiting = Box::pin(tokens.until_known(&wanted));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        tokens.replace([stored("b", None)]);
+        assert!(waiting.as_mut().now_or_never().is_none(), "that was another one");
+        tokens.replace([stored("b", None), stored("a", None)]);
+        assert!(waiting.now_or_never().is_some());
     }
 
     #[test]

@@ -147,7 +147,8 @@ fn kubeconfig_request() -> Value {
                 "type": "integer", "format": "int64",
                 "description": "How long the token is good. 28800 (eight hours) if absent.",
             },
-            "address": text("How the server is spelt: path (default), host or root."),
+            "address": text("How the server is spelt: path, host or root; what the format needs if absent."),
+            "format": text("What status.content is: kubeconfig (default), exec, tkestack, argocd-secret, flux-secret, clusterprofile, terraform or env."),
         }),
     );
     let status = object(
@@ -157,8 +158,9 @@ fn kubeconfig_request() -> Value {
             "credential": text("Id of the credential, to see and revoke it by."),
             "expires": text("When it ends."),
             "server": text("The server in the kubeconfig."),
-            "token": text("The token in the kubeconfig."),
-            "kubeconfig": text("The file."),
+            "token": text("The token, if one was issued."),
+            "kubeconfig": text("A kubeconfig, whatever the format."),
+            "content": text("The text in the format that was asked for."),
         }),
     );
     definition(
@@ -366,6 +368,7 @@ mod tests {
         let written = serde_json::to_value(spec).unwrap();
         let spec: api::kubeconfig::KubeconfigRequestSpec = serde_json::from_value(json!({
             "cluster": "a", "role": "view", "service": "s", "ttlSeconds": 60, "address": "root",
+            "format": "env",
         }))
         .unwrap();
         let asked = serde_json::to_value(spec).unwrap();

@@ -18,8 +18,8 @@ use runtime::stop::Stop;
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::IssuedTokens;
 use super::stored::{LAST_USED, SECRET_TYPE, Stored, secret_name};
+use super::{IssuedTokens, MAX_TOKENS};
 use crate::control::DEADLINE;
 use crate::rewatch::Rewatch;
 
@@ -27,6 +27,9 @@ use crate::rewatch::Rewatch;
 const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// How long an expired one stays, so that whoever shows it is told that it has expired.
 const KEEP_EXPIRED: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// With more tokens than this, expired ones go at once: `exec-credential` gets a new one every hour, and what is over
+/// must not take the place of what is good.
+const CROWDED: usize = MAX_TOKENS / 2;
 /// Most writes in one round; the others are next.
 const MAX_WRITES: usize = 200;
 
@@ -120,12 +123,14 @@ fn take(seen: &mut Seen, arriving: &mut Option<Seen>, event: Event<DeserializeGu
 /// Writes down last uses, and deletes what expired long ago.
 async fn keep(secrets: &Api<Secret>, tokens: &IssuedTokens, now: Timestamp) {
     let mut writes = 0;
-    for issued in tokens.all() {
+    let all = tokens.all();
+    let keep_expired = if all.len() > CROWDED { SignedDuration::ZERO } else { KEEP_EXPIRED };
+    for issued in all {
         if writes >= MAX_WRITES {
             break;
         }
         let name = secret_name(&issued.stored.id);
-        let done = if issued.stored.expires + KEEP_EXPIRED <= now {
+        let done = if issued.stored.expires + keep_expired <= now {
             secrets.delete(&name, &DeleteParams::default()).await.map(drop)
         } else {
             let Some(used) = issued.unwritten_use() else { continue };
@@ -139,5 +144,102 @@ async fn keep(secrets: &Api<Secret>, tokens: &IssuedTokens, now: Timestamp) {
         if let Err(error) = done {
             tracing::debug!(secret = name, %error, "a credential could not be kept up to date");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hash;
+    use super::super::tests::stored;
+    use super::*;
+    use crate::control::fake_api::FakeApi;
+
+    const NOW: &str = "2029-01-01T00:00:00Z";
+
+    fn now() -> Timestamp {
+        NOW.parse().unwrap()
+    }
+
+    /// Credential 0…i of token `ti`.
+    fn numbered(number: usize, expires: Timestamp) -> Stored {
+        Stored { id: format!("{number:016x}"), expires, ..stored(&format!("t{number}"), None) }
+    }
+
+    fn path(stored: &Stored) -> String {
+        format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/secrets/{}", secret_name(&stored.id))
+    }
+
+    /// The parent with these, and the tokens as the watch would have them.
+    async fn world(all: &[Stored]) -> (FakeApi, Api<Secret>, IssuedTokens) {
+        let api = FakeApi::start().await;
+        for stored in all {
+            api.put(&path(stored), &stored.to_secret());
+        }
+        let tokens = IssuedTokens::default();
+        tokens.replace(all.iter().cloned());
+        let secrets = Api::namespaced(api.client(), SYSTEM_NAMESPACE);
+        (api, secrets, tokens)
+    }
+
+    fn count(api: &FakeApi, verb: &str) -> usize {
+        api.asked().iter().filter(|line| line.starts_with(verb)).count()
+    }
+
+    #[tokio::test]
+    async fn a_round_writes_one_last_use_however_often_a_token_was_used() {
+        let one = numbered(1, now() + SignedDuration::from_hours(1));
+        let unused = numbered(2, now() + SignedDuration::from_hours(1));
+        let (api, secrets, tokens) = world(&[one.clone(), unused.clone()]).await;
+        for second in 0..50 {
+            let at = now() + SignedDuration::from_secs(second);
+            tokens.find(&"t1".to_owned().into(), at).unwrap();
+        }
+        keep(&secrets, &tokens, now()).await;
+        keep(&secrets, &tokens, now()).await;
+        assert_eq!(count(&api, "PATCH"), 1, "{:?}", api.asked());
+        let written = api.get(&path(&one)).unwrap();
+        assert_eq!(written["metadata"]["annotations"][LAST_USED], "2029-01-01T00:00:49Z");
+        assert!(api.get(&path(&unused)).unwrap()["metadata"].get("annotations").is_none());
+        // What comes back by the watch is the same token, and no reason to write again.
+        let back = serde_json::from_value::<Secret>(written).unwrap();
+        let back = Stored::from_secret(&back).unwrap();
+        assert!(back.same_but_used(&one));
+        tokens.replace([back, unused]);
+        keep(&secrets, &tokens, now()).await;
+        assert_eq!(count(&api, "PATCH"), 1);
+        tokens.find(&"t1".to_owned().into(), now() + SignedDuration::from_secs(60)).unwrap();
+        keep(&secrets, &tokens, now()).await;
+        assert_eq!(count(&api, "PATCH"), 2);
+        assert!(KEEP_EVERY >= Duration::from_secs(60), "that is how often a round comes");
+    }
+
+    #[tokio::test]
+    async fn what_expired_stays_for_a_week_unless_it_takes_the_place_of_others() {
+        let ended = |hours: i64| now() - SignedDuration::from_hours(hours);
+        let (fresh, old) = (numbered(1, ended(1)), numbered(2, ended(8 * 24)));
+        let (api, secrets, tokens) = world(&[fresh.clone(), old.clone()]).await;
+        keep(&secrets, &tokens, now()).await;
+        assert!(api.get(&path(&fresh)).is_some() && api.get(&path(&old)).is_none());
+
+        let alive = now() + SignedDuration::from_hours(1);
+        let crowd = (10..CROWDED + 10).map(|number| numbered(number, alive)).chain([fresh.clone()]);
+        tokens.replace(crowd);
+        keep(&secrets, &tokens, now()).await;
+        assert!(api.get(&path(&fresh)).is_none(), "it was over");
+        assert_eq!(count(&api, "DELETE"), 2, "and nothing else");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_was_lost_from_the_parent_is_no_reason_to_stop_writing() {
+        let alive = now() + SignedDuration::from_hours(1);
+        let all = [numbered(1, alive), numbered(2, alive)];
+        let (api, secrets, tokens) = world(&all).await;
+        for stored in &all {
+            assert_eq!(hash(&format!("t{}", stored.id.trim_start_matches('0')).into()), stored.hash);
+            tokens.find(&format!("t{}", stored.id.trim_start_matches('0')).into(), now()).unwrap();
+        }
+        api.delete(&path(&all[0]));
+        keep(&secrets, &tokens, now()).await;
+        assert!(api.get(&path(&all[1])).unwrap()["metadata"]["annotations"].get(LAST_USED).is_some());
     }
 }
