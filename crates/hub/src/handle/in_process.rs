@@ -48,6 +48,7 @@ mod frames;
 mod gateway;
 mod hostile;
 mod http2;
+mod kubeconfigs;
 mod manifests;
 mod path;
 mod raw;
@@ -76,7 +77,7 @@ struct Setup {
     /// How long answers of the authorizer are remembered.
     memory: Duration,
     places: Option<Places>,
-    /// Where invitations are kept.
+    /// The parent's objects, invitations among them, where a test needs any.
     objects: Option<Client>,
 }
 
