@@ -9,6 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::duration;
 
+mod kubeconfig;
+
+pub use kubeconfig::{Address, ExecCredential, IssuedRole, Kubeconfig, Tool, Use};
+
 /// Manage the clusters behind a Towline hub.
 #[derive(Debug, Parser)]
 #[command(
@@ -70,8 +74,13 @@ pub enum Command {
     Deny(Deny),
     /// Remove a cluster from the hub; works also when the cluster is gone
     Unregister(Unregister),
-    /// Write a kubeconfig for one cluster, made from your own or with a token of its own (--role)
+    /// Write a kubeconfig for one cluster, made from your own or with a token of its own (--role), or what another tool
+    /// takes instead (--for)
     Kubeconfig(Kubeconfig),
+    /// Put one cluster into your kubeconfig and switch to it
+    Use(Use),
+    /// Get a short token for one cluster; kubectl and other tools run this by themselves (kubeconfig --for exec)
+    ExecCredential(ExecCredential),
     /// List or revoke the tokens of kubeconfigs that the hub has issued
     Credentials(Credentials),
     /// Print the version
@@ -215,60 +224,6 @@ pub struct Unregister {
     pub yes: bool,
 }
 
-/// `kubeconfig`
-#[derive(Debug, Args)]
-pub struct Kubeconfig {
-    /// Name or id of the cluster
-    #[arg(value_name = "CLUSTER")]
-    pub cluster: ClusterId,
-    /// Have the hub issue a token of its own for this one cluster, with this role of yours, or with your own identity;
-    /// the kubeconfig then leads to the hub's gateway and every tool can use it
-    #[arg(long, value_enum, conflicts_with = "cluster_id")]
-    pub role: Option<IssuedRole>,
-    /// How long the token is good, such as 8h, 30d
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, requires = "role")]
-    pub ttl: Option<Duration>,
-    /// Name of a tool: the cluster sees the user clusternet:service:NAME instead of you
-    #[arg(long, value_name = "NAME", requires = "role")]
-    pub service: Option<String>,
-    /// How the server is spelt: path, host (NAME.DOMAIN), or root (host and port alone; the token says which cluster)
-    #[arg(long, value_enum, default_value_t = Address::Path, requires = "role")]
-    pub address: Address,
-    /// The cluster's id, for callers who may use the cluster but not look it up
-    #[arg(long, value_name = "ID")]
-    pub cluster_id: Option<ClusterId>,
-    /// Write to FILE (mode 0600, must not exist) instead of stdout
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Replace FILE if it exists
-    #[arg(long, requires = "out")]
-    pub force: bool,
-}
-
-/// What an issued token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IssuedRole {
-    /// cluster-admin
-    Admin,
-    /// edit
-    Edit,
-    /// view
-    View,
-    /// Whatever you may do yourself
-    Own,
-}
-
-/// How a server is spelt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Address {
-    /// `https://hub/k8s/clusters/NAME`
-    Path,
-    /// `https://NAME.DOMAIN`
-    Host,
-    /// `https://hub`
-    Root,
-}
-
 /// `credentials`
 #[derive(Debug, Args)]
 pub struct Credentials {
@@ -382,8 +337,7 @@ mod tests {
             "approve ../x",
             "clusters -o xml",
             "kubeconfig a --cluster-id */b",
-            // What is not offered: merging into another file, and whatever would weaken what is generated.
-            "kubeconfig a --merge",
+            // What is not offered: whatever would weaken what is generated.
             "kubeconfig a --insecure-skip-tls-verify",
             "register a --insecure-skip-tls-verify",
             "register a --rules *",

@@ -23,6 +23,26 @@ fn default_files() -> Vec<PathBuf> {
     std::env::home_dir().map(|home| home.join(".kube").join("config")).into_iter().collect()
 }
 
+/// The files that the caller's kubeconfig is made of, as absolute paths.
+pub(crate) fn files(global: &Global) -> Vec<PathBuf> {
+    let files = global.kubeconfig.clone().map_or_else(default_files, |path| vec![path]);
+    files.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+}
+
+/// What client-go says to a command that is to get a credential: a JSON text.
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
+pub(crate) fn exec_info() -> Option<String> {
+    std::env::var("KUBERNETES_EXEC_INFO").ok().filter(|text| !text.is_empty())
+}
+
+/// The folder for what can be got again (<https://specifications.freedesktop.org/basedir-spec>).
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let given = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = given.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
+    Some(folder.join("towline"))
+}
+
 /// May stdout have colours? See <https://no-color.org>.
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
 pub(crate) fn color() -> bool {
@@ -37,7 +57,7 @@ pub(crate) fn color() -> bool {
 /// A file that is named by a flag is missing, or a file cannot be read or understood.
 pub(crate) fn kubeconfig(global: &Global) -> Result<Option<Kubeconfig>, Failure> {
     if let Some(path) = &global.kubeconfig {
-        return read(path).map(Some);
+        return read(path).map(at_the_parent).map(Some);
     }
     let mut merged: Option<Kubeconfig> = None;
     // Like kubectl, a file of the list that does not exist is left out.
@@ -48,7 +68,15 @@ pub(crate) fn kubeconfig(global: &Global) -> Result<Option<Kubeconfig>, Failure>
             None => next,
         });
     }
-    Ok(merged)
+    Ok(merged.map(at_the_parent))
+}
+
+/// After `use` the current context is that of a child, which knows no cluster: commands go on at its parent.
+fn at_the_parent(mut kubeconfig: Kubeconfig) -> Kubeconfig {
+    if let Some(parent) = crate::merge::parent_of_current(&kubeconfig) {
+        kubeconfig.current_context = Some(parent);
+    }
+    kubeconfig
 }
 
 fn read(path: &Path) -> Result<Kubeconfig, Failure> {
@@ -70,7 +98,7 @@ fn read(path: &Path) -> Result<Kubeconfig, Failure> {
 }
 
 /// Where in a file a parser stopped, of all that it says.
-fn place(said: &str) -> String {
+pub(crate) fn place(said: &str) -> String {
     let number = |word: &str| {
         let rest = said.split_once(word)?.1;
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());

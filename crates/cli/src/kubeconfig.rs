@@ -13,12 +13,10 @@ use crate::args::{Global, Kubeconfig};
 use crate::config;
 use crate::failure::{Exit, Failure};
 use crate::find;
-use crate::out_file::OutFile;
-use crate::output::{data, say};
 use crate::session::Session;
 
-/// Runs the command.
-pub(crate) async fn run(global: &Global, args: &Kubeconfig) -> Result<(), Failure> {
+/// Makes it: the cluster's name, and the kubeconfig.
+pub(crate) async fn own(global: &Global, args: &Kubeconfig) -> Result<(String, Value), Failure> {
     let source = config::kubeconfig(global)?.ok_or_else(|| {
         Failure::new(Exit::Error, "there is no kubeconfig of the parent to start from")
             .next("name one: --kubeconfig FILE")
@@ -27,12 +25,8 @@ pub(crate) async fn run(global: &Global, args: &Kubeconfig) -> Result<(), Failur
         Some(id) => (args.cluster.to_string(), id.clone()),
         None => look_up(global, &args.cluster).await?,
     };
-    let text = text(&name, &derived(&source, global, &name, &id)?);
-    let Some(path) = &args.out else { return data(&text) };
-    OutFile::create(path, args.force)?.finish(&text)?;
-    let file = crate::args::shell_word(&path.display().to_string());
-    say(&format!("Wrote {file}.\nnext:  kubectl --kubeconfig {file} get nodes"));
-    Ok(())
+    let made = derived(&source, global, &name, &id)?;
+    Ok((name, made))
 }
 
 async fn look_up(global: &Global, wanted: &ClusterId) -> Result<(String, ClusterId), Failure> {

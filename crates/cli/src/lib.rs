@@ -17,16 +17,21 @@ pub mod session;
 mod approve;
 mod clusters;
 mod credentials;
+mod deliver;
 mod duration;
+mod exec_credential;
 mod find;
 mod issue;
 mod kubeconfig;
+mod merge;
 mod out_file;
 mod output;
 mod register;
 mod status;
+mod token_cache;
 mod unregister;
 mod wait;
+mod wanted;
 
 use args::{Cli, Command};
 use failure::Failure;
@@ -40,10 +45,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     match command {
         Command::Version => output::data(&format!("kubectl-towline {}\n", env!("CARGO_PKG_VERSION"))),
-        Command::Kubeconfig(args) => match args.role {
-            Some(role) => issue::run(&Session::open(&global).await?, &args, role).await,
-            None => kubeconfig::run(&global, &args).await,
-        },
+        Command::Kubeconfig(args) => deliver::run(&global, &args, false).await,
+        Command::Use(args) => deliver::run(&global, &args.into(), true).await,
+        Command::ExecCredential(args) => exec_credential::run(&global, &args).await,
         Command::Credentials(args) => credentials::run(&Session::open(&global).await?, &args).await,
         Command::Register(args) => register::run(&Session::open(&global).await?, &args).await,
         Command::Clusters(args) => clusters::run(&Session::open(&global).await?, &args).await,
