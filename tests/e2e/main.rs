@@ -1,6 +1,7 @@
 //! Towline on a real Kubernetes, as its users see it: a parent with the hub, a child behind NAT whose agent runs
 //! as a pod. One world for all tests, which run one after the other; those that break things come last.
 
+mod cli;
 mod faults;
 mod gateway;
 mod harmless;
@@ -38,6 +39,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 identity::identity_cannot_be_smuggled_in,
                 identity::unknown_and_forbidden_clusters_answer_alike,
                 identity::other_paths_of_the_group_do_not_exist,
+                cli::the_doctor_finds_a_healthy_world_healthy,
                 gateway::kubectl_reaches_the_child_with_a_token_of_the_parent,
             gateway::a_dropped_path_and_a_wrong_token_are_told_apart_at_the_gateway,
             gateway::a_kubeconfig_of_the_hub_has_one_role_in_one_cluster,
@@ -61,6 +63,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 faults::a_stopped_hub_leaves_cleanly_and_agents_come_back,
                 faults::a_killed_hub_ends_what_was_open_and_agents_come_back,
                 faults::an_offline_cluster_is_refused_within_a_second_and_says_since_when,
+                cli::the_doctor_names_an_agent_that_is_scaled_to_zero,
                 faults::a_silent_link_is_noticed_and_mends,
                 harmless::the_parent_stays_well_while_no_tunnel_is_up,
                 harmless::a_starting_hub_never_answers_404_to_the_parent,

@@ -53,6 +53,9 @@ pub struct Global {
     /// Say on stderr what is asked and how long it takes
     #[arg(short, global = true, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "1", default_value = "0", hide_default_value = true)]
     pub verbose: u8,
+    /// Print no colours, also on a terminal
+    #[arg(long, global = true)]
+    pub no_color: bool,
     /// Accepted because kubectl has it; nothing here is namespaced for the caller
     #[arg(short, long, global = true, hide = true)]
     pub namespace: Option<String>,
@@ -83,6 +86,8 @@ pub enum Command {
     ExecCredential(ExecCredential),
     /// List or revoke the tokens of kubeconfigs that the hub has issued
     Credentials(Credentials),
+    /// Look for what is wrong on the way to the hub, to a cluster, or at the agent (--child)
+    Doctor(Doctor),
     /// Print the version
     Version,
 }
@@ -243,6 +248,58 @@ pub enum CredentialsCommand {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+}
+
+/// `doctor`
+#[derive(Debug, Clone, Default, Args)]
+pub struct Doctor {
+    /// Name or id of a cluster; without it the way to the parent and the hub is looked at
+    #[arg(value_name = "CLUSTER", conflicts_with_all = ["child", "child_kubeconfig", "child_context"])]
+    pub cluster: Option<ClusterId>,
+    /// Look at the agent's side instead, with a kubeconfig of the cluster itself
+    #[arg(long)]
+    pub child: bool,
+    /// Kubeconfig of the cluster itself; implies --child
+    #[arg(long, value_name = "FILE")]
+    pub child_kubeconfig: Option<PathBuf>,
+    /// Context of the cluster itself; implies --child
+    #[arg(long, value_name = "NAME")]
+    pub child_context: Option<String>,
+    /// Address of the hub's gateway, if its Deployment does not say it
+    #[arg(long, value_name = "URL")]
+    pub gateway: Option<String>,
+    /// CA of the gateway's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub gateway_ca: Option<PathBuf>,
+    /// Form of the findings
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: ReportOutput,
+}
+
+impl Doctor {
+    /// Whether the agent's side is meant.
+    pub fn is_child(&self) -> bool {
+        self.child || self.child_kubeconfig.is_some() || self.child_context.is_some()
+    }
+
+    /// How to reach the child: its own file or context, else what leads to the parent elsewhere.
+    pub fn child_side(&self, global: &Global) -> Global {
+        Global {
+            kubeconfig: self.child_kubeconfig.clone().or_else(|| global.kubeconfig.clone()),
+            context: self.child_context.clone().or_else(|| global.context.clone()),
+            ..global.clone()
+        }
+    }
+}
+
+/// Form of what is found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReportOutput {
+    /// For people
+    #[default]
+    Table,
+    /// For machines
+    Json,
 }
 
 impl Global {

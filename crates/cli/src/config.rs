@@ -45,8 +45,8 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
 
 /// May stdout have colours? See <https://no-color.org>.
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
-pub(crate) fn color() -> bool {
-    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+pub(crate) fn color(global: &Global) -> bool {
+    let unwanted = global.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     !unwanted && !dumb && crate::output::stdout_is_terminal()
 }

@@ -15,9 +15,11 @@ pub mod fuzzing;
 pub mod session;
 
 mod approve;
+mod ask;
 mod clusters;
 mod credentials;
 mod deliver;
+pub mod doctor;
 mod duration;
 mod exec_credential;
 mod find;
@@ -54,6 +56,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(&Session::open(&global).await?, &args).await,
         Command::Approve(args) => approve::approve(&Session::open(&global).await?, &args).await,
         Command::Deny(args) => approve::deny(&Session::open(&global).await?, &args).await,
+        Command::Doctor(args) => Box::pin(doctor::run(&global, &args)).await,
         Command::Unregister(args) => unregister::run(&Session::open(&global).await?, &args).await,
     }
 }

@@ -17,7 +17,7 @@ use crate::{config, find};
 /// Runs the command.
 pub(crate) async fn run(session: &Session, args: &Named) -> Result<(), Failure> {
     let command = session.command();
-    let (now, color) = (Timestamp::now(), config::color());
+    let (now, color) = (Timestamp::now(), config::color(&session.global));
     if let Some(cluster) = find::cluster(session, &args.cluster).await? {
         data(&of_cluster(&cluster, now, color))?;
         say(&next(&cluster, &command));
