@@ -1,13 +1,15 @@
 //! `kubectl towline` beside its basic verbs, on the real thing: what the doctor says of a healthy world and of a broken
-//! one.
+//! one, who has access, what a support bundle holds, and what TAB offers.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tests::kubectl::Output;
 use tests::process::wait_until;
-use tests::world::{CHILD, World};
+use tests::towline::Towline;
+use tests::world::{CHILD, SYSTEM, World};
 
 use crate::Outcome;
 use crate::faults::scale_agent;
@@ -119,5 +121,151 @@ pub(crate) async fn the_doctor_names_an_agent_that_is_scaled_to_zero(world: &mut
     ensure!(named(&findings, "apiservices")?["level"] == "ok", "the hub is not to blame");
     let (there, code) = there?;
     ensure!(code == 1 && named(&there, "agent deployment")?["code"] == "TWL-D037", "{there:#?}");
+    Ok(())
+}
+
+pub(crate) async fn access_names_who_refuses(world: &mut World) -> Outcome {
+    joined(world).await?;
+    let yes = world.cli(&["access", "can-i", CHILD, "list", "pods"]).await?;
+    ensure!(yes.ends_with("yes\n") && yes.lines().count() == 4, "{yes}");
+    let exec = world.cli(&["access", "can-i", CHILD, "create", "pods/exec"]).await?;
+    ensure!(exec.ends_with("yes\n"), "{exec}");
+    // What was tried has left nothing behind.
+    let left = world.child().kubectl().ok(&["get", "all,cm", "-A", "-o", "name"]).await?;
+    ensure!(!left.contains("probe"), "{left}");
+
+    let nobody = world.parent().plane.kubeconfig_for("nobody-of-access", &[])?;
+    let id = world.cluster_id.clone();
+    let no = world.cli_as(&nobody, &["access", "can-i", &id, "list", "pods"]).await?;
+    ensure!(no.code == 4 && no.stderr.contains("the parent says no"), "{no:?}");
+
+    world.grant_access("visitor-of-access").await?;
+    let visitor = world.parent().plane.kubeconfig_for("visitor-of-access", &[])?;
+    wait_until("the new right to count", Duration::from_secs(15), async || {
+        let no = world.cli_as(&visitor, &["access", "can-i", &id, "list", "pods"]).await?;
+        ensure!(no.code == 4 && no.stderr.contains("the cluster's RBAC says no"), "{no:?}");
+        Ok(())
+    })
+    .await?;
+    let listed = world.cli(&["access", CHILD]).await?;
+    let line = listed.lines().find(|line| line.starts_with("visitor-of-access")).context("the visitor")?;
+    ensure!(line.contains("User") && line.contains(" own "), "{line}");
+    let hidden = world.cli_as(&visitor, &["access", &id]).await?;
+    ensure!(hidden.code == 4 && hidden.stderr.contains("can-i"), "{hidden:?}");
+
+    world.set_policy("preset: view").await?;
+    let refused = wait_until("the policy to refuse", Duration::from_secs(15), async || {
+        let no = as_admin(world, &["access", "can-i", CHILD, "delete", "pods"]).await?;
+        ensure!(no.code == 4 && no.stderr.contains("the cluster's policy says no"), "{no:?}");
+        Ok(())
+    })
+    .await;
+    world.set_policy("preset: admin").await?;
+    wait_until("the policy to be what it was", Duration::from_secs(15), async || {
+        world.cli(&["access", "can-i", CHILD, "delete", "pods"]).await.map(drop)
+    })
+    .await?;
+    refused
+}
+
+/// Every value of every Secret of hub and agent, as it is and as it is stored.
+async fn secrets(world: &World) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for kubectl in [world.parent().kubectl(), world.child().kubectl()] {
+        let list: Value =
+            serde_json::from_str(&kubectl.ok(&["-n", SYSTEM, "get", "secrets", "-o", "json"]).await?)?;
+        for secret in list["items"].as_array().into_iter().flatten() {
+            for (key, value) in secret["data"].as_object().into_iter().flatten() {
+                // Public by nature: certificates, names, addresses, times.
+                let public =
+                    ["ca.crt", "tls.crt", "parentURL", "clusterName", "expires", "invitation", "namespace"];
+                let value = value.as_str().unwrap_or_default();
+                if public.contains(&key.as_str()) || value.len() < 24 {
+                    continue;
+                }
+                all.push(value.to_owned());
+                let plain = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, value)?;
+                all.extend(String::from_utf8(plain).ok().filter(|plain| plain.len() >= 16));
+            }
+        }
+    }
+    Ok(all)
+}
+
+pub(crate) async fn a_support_bundle_holds_no_secret(world: &mut World) -> Outcome {
+    joined(world).await?;
+    let out = world.scratch().path().join("bundle.tar.gz");
+    let file = out.display().to_string();
+    world.cli(&["support-bundle", CHILD, "--out", &file]).await?;
+    ensure!(std::fs::metadata(&out)?.permissions().mode() & 0o077 == 0, "others may read it");
+    let again = as_admin(world, &["support-bundle", "--out", &file]).await?;
+    ensure!(again.code == 1, "a file that exists was replaced: {again:?}");
+
+    let unpacked = std::process::Command::new("tar").args(["xzOf", &file]).output()?;
+    ensure!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));
+    let text = String::from_utf8_lossy(&unpacked.stdout).into_owned();
+    let names = std::process::Command::new("tar").args(["tzf", &file]).output()?;
+    let names = String::from_utf8_lossy(&names.stdout).into_owned();
+    for expected in
+        ["doctor.json", "parent/managedclusters.json", "child/pods.json", "child/logs/clusternet-agent-"]
+    {
+        ensure!(names.contains(expected), "no {expected} in {names}");
+    }
+    ensure!(
+        text.contains(&world.cluster_id) && text.contains("connected"),
+        "the log of the agent is not in it"
+    );
+    let secrets = secrets(world).await?;
+    ensure!(secrets.len() >= 6, "only {} secrets were looked for", secrets.len());
+    for secret in &secrets {
+        ensure!(!text.contains(secret.as_str()), "a secret that begins with {:.6} is in the bundle", secret);
+    }
+    Ok(())
+}
+
+pub(crate) async fn tab_offers_clusters_to_kubectl(world: &mut World) -> Outcome {
+    joined(world).await?;
+    let script = world.cli(&["completion", "kubectl"]).await?;
+    let directory = world.scratch().directory("completion")?;
+    let shim = directory.join("kubectl_complete-towline");
+    std::fs::write(&shim, script)?;
+    std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755))?;
+    let binaries = Towline::find()?.cli.parent().context("its directory")?.display().to_string();
+    let ask = |words: &[&str]| -> Result<String> {
+        let asked = std::process::Command::new(&shim)
+            .args(words)
+            .env_clear()
+            .env("PATH", format!("{binaries}:/usr/bin:/bin"))
+            .env("KUBECONFIG", world.parent().plane.admin_kubeconfig())
+            .output()?;
+        ensure!(asked.status.success(), "{asked:?}");
+        Ok(String::from_utf8(asked.stdout)?)
+    };
+    let names = ask(&["status", ""])?;
+    ensure!(names.lines().any(|line| line == CHILD) && names.ends_with(":4\n"), "{names}");
+    ensure!(ask(&["status", "zz"])? == ":4\n");
+    let commands = ask(&["doc"])?;
+    ensure!(commands.starts_with("doctor\t"), "{commands}");
+    // Whatever goes wrong is silence.
+    ensure!(ask(&["--kubeconfig", "/nonexistent", "status", ""])? == ":4\n");
+    Ok(())
+}
+
+pub(crate) async fn labels_are_changed_and_a_dry_run_changes_nothing(world: &mut World) -> Outcome {
+    joined(world).await?;
+    let before = world.managed_cluster().await?["metadata"]["labels"].clone();
+    world.cli(&["label", CHILD, "site=ulm", "--dry-run"]).await?;
+    world.cli(&["unregister", CHILD, "--dry-run"]).await?;
+    world.cli(&["deny", CHILD, "--dry-run"]).await?;
+    world.cli(&["register", "never-made", "--dry-run"]).await?;
+    let after = world.managed_cluster().await?;
+    ensure!(after["metadata"]["labels"] == before && after["spec"]["denied"] == false, "{after:#}");
+
+    world.cli(&["label", CHILD, "site=ulm"]).await?;
+    ensure!(world.cli(&["clusters", "-l", "site=ulm", "-o", "name"]).await? == format!("{CHILD}\n"));
+    let own = as_admin(world, &["label", CHILD, "clusters.clusternet.io/cluster-id=x"]).await?;
+    ensure!(own.code == 2, "a label of the hub's: {own:?}");
+    world.cli(&["label", CHILD, "site-"]).await?;
+    ensure!(world.managed_cluster().await?["metadata"]["labels"] == before);
     Ok(())
 }

@@ -30,6 +30,7 @@ pub(crate) async fn approve(session: &Session, args: &Approve) -> Result<(), Fai
     if find::decision(&request) == Some(RegistrationResult::Approved) {
         return match find::cluster(session, &args.cluster).await? {
             Some(cluster) => readmit(session, args, &cluster).await,
+            None if args.dry_run => data("Nothing to do (dry run): the cluster is approved already.\n"),
             None => {
                 say(&format!("Cluster {} is approved already.", shown(&request.spec.cluster_name)));
                 ready(session, args, &request.spec.cluster_id, &request.spec.cluster_name).await
@@ -39,6 +40,9 @@ pub(crate) async fn approve(session: &Session, args: &Approve) -> Result<(), Fai
     say(&card(&request, &registered_as(session, &request).await?));
     say_similar(session, &request).await?;
     compare(args.fingerprint.as_deref(), &request)?;
+    if args.dry_run {
+        return data(&format!("Would approve (dry run): cluster {}.\n", shown(&request.spec.cluster_name)));
+    }
     confirm(session, args)?;
     decide(session, &request, &approval(&request)).await?;
     // A cluster that was shut out and asks anew needs both decisions taken back. Whoever may approve need not
@@ -59,6 +63,9 @@ pub(crate) async fn deny(session: &Session, args: &Deny) -> Result<(), Failure> 
     if let Some(request) = request.filter(may_be_denied) {
         let registered = registered_as(session, &request).await?;
         say(&card(&request, &registered));
+        if args.dry_run {
+            return data(&format!("Would deny (dry run): cluster {}.\n", shown(&request.spec.cluster_name)));
+        }
         decide(session, &request, &denial(&request, &args.reason)).await?;
         data(&format!("Denied: cluster {}.\n", shown(&request.spec.cluster_name)))?;
         say(&after_denial(&request, &registered, &session.command()));
@@ -69,6 +76,9 @@ pub(crate) async fn deny(session: &Session, args: &Deny) -> Result<(), Failure> 
     if cluster.spec.denied {
         say(&format!("Cluster {name} is shut out already."));
         return Ok(());
+    }
+    if args.dry_run {
+        return data(&format!("Would shut out (dry run): cluster {name}.\n"));
     }
     shut(session, &cluster, true).await?;
     let command = session.command();
@@ -135,6 +145,12 @@ fn after_denial(request: &ClusterRegistrationRequest, registered: &Registered, c
 async fn readmit(session: &Session, args: &Approve, cluster: &ManagedCluster) -> Result<(), Failure> {
     let name = cluster.name_any();
     same_key(args.fingerprint.as_deref(), &cluster.spec.key_fingerprint)?;
+    if cluster.spec.denied && args.dry_run {
+        return data(&format!("Would let in again (dry run): cluster {}.\n", shown(&name)));
+    }
+    if args.dry_run {
+        return data(&format!("Nothing to do (dry run): cluster {} is registered already.\n", shown(&name)));
+    }
     if cluster.spec.denied {
         shut(session, cluster, false).await?;
         data(&format!("Approved: cluster {} may connect again.\n", shown(&name)))?;

@@ -56,7 +56,7 @@ pub struct Global {
     /// Print no colours, also on a terminal
     #[arg(long, global = true)]
     pub no_color: bool,
-    /// Accepted because kubectl has it; nothing here is namespaced for the caller
+    /// Namespace in the cluster, for `access can-i`; nothing else here is namespaced for the caller
     #[arg(short, long, global = true, hide = true)]
     pub namespace: Option<String>,
 }
@@ -88,6 +88,21 @@ pub enum Command {
     Credentials(Credentials),
     /// Look for what is wrong on the way to the hub, to a cluster, or at the agent (--child)
     Doctor(Doctor),
+    /// Show who may reach a cluster, or ask whether somebody may do something in it
+    Access(Access),
+    /// Change labels of a cluster
+    Label(Label),
+    /// Collect what somebody who helps will ask for; what is confidential is cut
+    SupportBundle(SupportBundle),
+    /// Print a script that completes commands and names of clusters
+    Completion(Completion),
+    /// Answer a TAB, as cobra does
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words of the line; the last one is being written
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Print the version
     Version,
 }
@@ -125,6 +140,9 @@ pub struct Register {
     /// Replace FILE if it exists
     #[arg(long, requires = "out")]
     pub force: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Which of the hub's configured addresses stands in the manifest.
@@ -205,6 +223,9 @@ pub struct Approve {
     /// Do not ask; without a terminal this or --fingerprint has to be there
     #[arg(short, long)]
     pub yes: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `deny`
@@ -216,6 +237,9 @@ pub struct Deny {
     /// Why; the agent shows it
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `unregister`
@@ -227,6 +251,9 @@ pub struct Unregister {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `credentials`
@@ -290,6 +317,101 @@ impl Doctor {
             ..global.clone()
         }
     }
+}
+
+/// `access`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Access {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: Option<ClusterId>,
+    /// A question instead of the list
+    #[command(subcommand)]
+    pub command: Option<AccessCommand>,
+}
+
+/// What can be asked about access.
+#[derive(Debug, Subcommand)]
+pub enum AccessCommand {
+    /// May I (or --as SOMEBODY) do this in the cluster, and if not, who says no
+    CanI(CanI),
+}
+
+/// `access can-i`
+#[derive(Debug, Args)]
+pub struct CanI {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+    /// get, list, watch, create, update, patch, delete, or any other verb of RBAC
+    pub verb: String,
+    /// pods, pods/exec, deployments.apps; in the namespace of -n, else in default
+    pub resource: String,
+}
+
+/// `label`
+#[derive(Debug, Args)]
+pub struct Label {
+    /// Name or id of the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: ClusterId,
+    /// KEY=VALUE to set a label, KEY- to take it away
+    #[arg(value_name = "KEY=VALUE|KEY-", required = true, value_parser = crate::label::parse)]
+    pub changes: Vec<LabelChange>,
+    /// Say what would be changed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// One label to be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelChange {
+    /// The key.
+    pub key: String,
+    /// The value; none to take the label away.
+    pub value: Option<String>,
+}
+
+impl std::fmt::Display for LabelChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{}={value}", self.key),
+            None => write!(f, "{}-", self.key),
+        }
+    }
+}
+
+/// `support-bundle`
+#[derive(Debug, Args)]
+pub struct SupportBundle {
+    /// Name or id of a cluster; without it the parent and the hub alone
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: Option<ClusterId>,
+    /// Write to FILE (.tar.gz, mode 0600, must not exist)
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `completion`
+#[derive(Debug, Args)]
+pub struct Completion {
+    /// Of which shell; kubectl: the executable that kubectl itself asks
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// What a completion script is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// source <(kubectl towline completion bash)
+    Bash,
+    /// source <(kubectl towline completion zsh)
+    Zsh,
+    /// kubectl towline completion fish | source
+    Fish,
+    /// Save it on PATH as kubectl_complete-towline, executable
+    Kubectl,
 }
 
 /// Form of what is found.

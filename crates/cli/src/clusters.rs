@@ -15,9 +15,9 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use crate::args::{Clusters, ListOutput, shell_word};
 use crate::duration::age;
 use crate::failure::{Exit, Failure};
-use crate::find;
-use crate::output::{data, json, line, say, shown, table, widths};
+use crate::output::{Mood, data, json, line_with, say, shown, widths};
 use crate::session::Session;
+use crate::{config, find};
 
 /// Runs the command.
 pub(crate) async fn run(session: &Session, args: &Clusters) -> Result<(), Failure> {
@@ -48,12 +48,12 @@ async fn print_rows(
     objects: &[DynamicObject],
 ) -> Result<(), Failure> {
     let rows: Vec<Row> = objects.iter().map(Row::of).collect();
-    let now = Timestamp::now();
+    let (now, color) = (Timestamp::now(), config::color(&session.global));
     if !rows.is_empty() {
-        data(&rendered(&rows, args, now))?;
+        data(&rendered(&rows, args, now, color))?;
     }
     if args.watch {
-        return follow(args, api, rows).await;
+        return follow(args, api, rows, color).await;
     }
     if args.output == ListOutput::Name {
         return Ok(());
@@ -104,7 +104,12 @@ fn whole(objects: Vec<DynamicObject>, output: ListOutput) -> Result<String, Fail
 
 /// Prints a line for each cluster whose line has changed, until the reader or the person ends it or the parent
 /// says no.
-async fn follow(args: &Clusters, api: Api<DynamicObject>, rows: Vec<Row>) -> Result<(), Failure> {
+async fn follow(
+    args: &Clusters,
+    api: Api<DynamicObject>,
+    rows: Vec<Row>,
+    color: bool,
+) -> Result<(), Failure> {
     let mut all = vec![Row::head(true)];
     all.extend(rows.iter().map(|row| row.cells(true, Timestamp::now())));
     let widths = widths(&all);
@@ -118,7 +123,7 @@ async fn follow(args: &Clusters, api: Api<DynamicObject>, rows: Vec<Row>) -> Res
             Ok(event) => {
                 lost = false;
                 for row in seen.take(event) {
-                    data(&changed_line(&row, args, &widths))?;
+                    data(&changed_line(&row, args, &widths, color))?;
                 }
             }
             Err(error) => {
@@ -190,21 +195,28 @@ impl Seen {
     }
 }
 
-fn changed_line(row: &Row, args: &Clusters, widths: &[usize]) -> String {
+fn changed_line(row: &Row, args: &Clusters, widths: &[usize], color: bool) -> String {
     if args.output == ListOutput::Name {
         return format!("{}\n", row.name);
     }
-    line(&row.cells(args.output == ListOutput::Wide, Timestamp::now()), widths)
+    let cells = row.cells(args.output == ListOutput::Wide, Timestamp::now());
+    line_with(&cells, widths, READY_COLUMN, row.mood(), color)
 }
 
-fn rendered(rows: &[Row], args: &Clusters, now: Timestamp) -> String {
+fn rendered(rows: &[Row], args: &Clusters, now: Timestamp, color: bool) -> String {
     if args.output == ListOutput::Name {
         return rows.iter().map(|row| format!("{}\n", row.name)).collect();
     }
     let wide = args.output == ListOutput::Wide;
-    let head = (!args.no_headers).then(|| Row::head(wide));
-    table(&head.into_iter().chain(rows.iter().map(|row| row.cells(wide, now))).collect::<Vec<_>>())
+    let head = (!args.no_headers).then(|| (Row::head(wide), None));
+    let lines: Vec<(Vec<String>, Option<Mood>)> =
+        head.into_iter().chain(rows.iter().map(|row| (row.cells(wide, now), row.mood()))).collect();
+    let widths = widths(&lines.iter().map(|(cells, _)| cells.clone()).collect::<Vec<_>>());
+    lines.iter().map(|(cells, mood)| line_with(cells, &widths, READY_COLUMN, *mood, color)).collect()
 }
+
+/// Where the word is that has a colour.
+const READY_COLUMN: usize = 1;
 
 /// One line of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,6 +308,15 @@ impl Row {
         cells
     }
 
+    /// How the word of the READY column is meant.
+    fn mood(&self) -> Option<Mood> {
+        match self.ready.as_str() {
+            "True" => Some(Mood::Good),
+            "False" | "Denied" | "Invalid" | "Gone" => Some(Mood::Bad),
+            _ => Some(Mood::Unclear),
+        }
+    }
+
     /// Has anything but the passing of time changed?
     fn differs(&self, other: &Self) -> bool {
         Self { seen: None, ..self.clone() } != Self { seen: None, ..other.clone() }
@@ -352,14 +373,27 @@ mod tests {
         let bare = json!({ "metadata": { "name": "new" }, "spec": { "clusterId": "i" } });
         let rows = [Row::of(&object(cluster("edge-1", "True", "Connected"))), Row::of(&object(bare))];
         assert_eq!(
-            rendered(&rows, &args(""), now()),
+            rendered(&rows, &args(""), now(), false),
             "NAME     READY     TUNNEL      KUBERNETES   NODES   LAST SEEN   AGE\n\
              edge-1   True      Connected   v1.33.1      3/4     30s         3h\n\
              new      Unknown   -           -            -       never       <unknown>\n"
         );
-        let wide = rendered(&rows[..1], &args("-o wide --no-headers"), now());
+        let wide = rendered(&rows[..1], &args("-o wide --no-headers"), now(), false);
         assert!(wide.ends_with("id-edge-1   0.1.0   all is well\n") && wide.lines().count() == 1, "{wide}");
-        assert_eq!(rendered(&rows, &args("-o name"), now()), "edge-1\nnew\n");
+        assert_eq!(rendered(&rows, &args("-o name"), now(), false), "edge-1\nnew\n");
+    }
+
+    #[test]
+    fn the_ready_word_has_a_colour_on_a_terminal_alone() {
+        let rows =
+            [Row::of(&object(cluster("a", "True", "x"))), Row::of(&object(cluster("b", "False", "x")))];
+        let text = rendered(&rows, &args(""), now(), true);
+        assert!(
+            text.contains("\u{1b}[32mTrue\u{1b}[0m") && text.contains("\u{1b}[31mFalse\u{1b}[0m"),
+            "{text:?}"
+        );
+        assert!(text.starts_with("NAME   READY   "), "{text:?}");
+        assert!(!rendered(&rows, &args("-o name"), now(), true).contains('\u{1b}'));
     }
 
     #[test]
@@ -379,7 +413,7 @@ mod tests {
     fn what_a_child_says_of_itself_cannot_touch_the_terminal() {
         let mut hostile = cluster("a", "True", "x");
         hostile["status"]["k8sVersion"] = json!("\u{1b}[2J\nroot   True");
-        let text = rendered(&[Row::of(&object(hostile))], &args("--no-headers"), now());
+        let text = rendered(&[Row::of(&object(hostile))], &args("--no-headers"), now(), false);
         assert!(!text.contains('\u{1b}') && text.lines().count() == 1, "{text:?}");
     }
 

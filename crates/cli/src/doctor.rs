@@ -30,6 +30,7 @@ use crate::session::Session;
 use crate::{config, find};
 use codes::Code;
 use finding::{Finding, document, healthy};
+pub(crate) use rights::{may, socket};
 
 /// Longest time for one question: a person waits, and a hub that needs longer is a finding.
 const MOST: Duration = Duration::from_secs(10);
@@ -54,6 +55,15 @@ pub(crate) async fn run(global: &Global, args: &Doctor) -> Result<(), Failure> {
     }
     Err(Failure::new(Exit::Error, format!("{failed} of {} checks fail", findings.len()))
         .next("each has its remedy below it; codes: docs/errors.md"))
+}
+
+/// What a doctor finds, as JSON, for a support bundle.
+pub(crate) async fn report(global: &Global, cluster: Option<&ClusterId>) -> serde_json::Value {
+    let args = Doctor { cluster: cluster.cloned(), ..Doctor::default() };
+    match examine(global, &args, &mut |_| Ok(())).await {
+        Ok(findings) => document(&findings),
+        Err(failure) => serde_json::json!({ "error": failure.to_string() }),
+    }
 }
 
 async fn examine(

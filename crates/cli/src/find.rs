@@ -35,6 +35,19 @@ pub(crate) async fn registered(session: &Session, wanted: &ClusterId) -> Result<
     }
 }
 
+/// The id of a cluster. Whoever may use a cluster need not be able to look it up; then what was typed is taken for it.
+pub(crate) async fn id(session: &Session, wanted: &ClusterId) -> Result<ClusterId, Failure> {
+    match registered(session, wanted).await {
+        Ok(cluster) => {
+            cluster.spec.cluster_id.parse().map_err(|error| {
+                Failure::new(Exit::Error, format!("cluster {wanted} has a broken id: {error}"))
+            })
+        }
+        Err(failure) if failure.exit() == Exit::Denied => Ok(wanted.clone()),
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The sentence for a name that no registered cluster has: unknown, or waiting for approval.
 async fn unknown(session: &Session, wanted: &ClusterId) -> Failure {
     let command = session.command();

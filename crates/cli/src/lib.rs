@@ -14,17 +14,22 @@ pub mod failure;
 pub mod fuzzing;
 pub mod session;
 
+mod access;
 mod approve;
 mod ask;
+mod bundle;
 mod clusters;
+mod complete;
 mod credentials;
 mod deliver;
 pub mod doctor;
+mod dry_run;
 mod duration;
 mod exec_credential;
 mod find;
 mod issue;
 mod kubeconfig;
+mod label;
 mod merge;
 mod out_file;
 mod output;
@@ -51,6 +56,17 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Use(args) => deliver::run(&global, &args.into(), true).await,
         Command::ExecCredential(args) => exec_credential::run(&global, &args).await,
         Command::Credentials(args) => credentials::run(&Session::open(&global).await?, &args).await,
+        Command::Access(args) => Box::pin(access::run(&Session::open(&global).await?, &args)).await,
+        Command::Label(args) => label::run(&Session::open(&global).await?, &args).await,
+        Command::SupportBundle(args) => Box::pin(bundle::run(&Session::open(&global).await?, &args)).await,
+        Command::Completion(args) => complete::script(&args),
+        Command::Complete { words } => complete::answer(&words).await,
+        Command::Register(args) if args.dry_run => {
+            dry_run::register(&Session::open(&global).await?, &args).await
+        }
+        Command::Unregister(args) if args.dry_run => {
+            dry_run::unregister(&Session::open(&global).await?, &args).await
+        }
         Command::Register(args) => register::run(&Session::open(&global).await?, &args).await,
         Command::Clusters(args) => clusters::run(&Session::open(&global).await?, &args).await,
         Command::Status(args) => status::run(&Session::open(&global).await?, &args).await,

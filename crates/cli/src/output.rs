@@ -113,6 +113,27 @@ pub(crate) fn line(row: &[String], widths: &[usize]) -> String {
     line
 }
 
+/// The same line with a colour on one cell: after the padding, for a terminal counts no escapes.
+pub(crate) fn line_with(
+    row: &[String],
+    widths: &[usize],
+    column: usize,
+    mood: Option<Mood>,
+    color: bool,
+) -> String {
+    let plain = line(row, widths);
+    let (Some(mood), Some(cell)) = (mood.filter(|_| color), row.get(column)) else { return plain };
+    let padded = |index: usize, cell: &String| {
+        let width = widths.get(index).copied().unwrap_or(0);
+        cell.len() + width.saturating_sub(cell.chars().count()) + 3
+    };
+    let start: usize = row.iter().take(column).enumerate().map(|(index, cell)| padded(index, cell)).sum();
+    match (plain.get(..start), plain.get(start..start + cell.len()), plain.get(start + cell.len()..)) {
+        (Some(before), Some(word), Some(behind)) => format!("{before}{}{behind}", colored(word, mood, true)),
+        _ => plain,
+    }
+}
+
 /// A whole table.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let widths = widths(rows);
@@ -133,6 +154,18 @@ mod tests {
             [row(&["NAME", "READY", "AGE"]), row(&["edge-1", "True", "5m"]), row(&["äöü", "False", ""])];
         assert_eq!(table(&rows), "NAME     READY   AGE\nedge-1   True    5m\näöü      False\n");
         assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn a_coloured_cell_stays_in_its_column() {
+        let cells = row(&["äöü", "False", "5m"]);
+        let widths = widths(&[cells.clone(), row(&["edge-1", "READY", "AGE"])]);
+        let plain = line(&cells, &widths);
+        let text = line_with(&cells, &widths, 1, Some(Mood::Bad), true);
+        assert_eq!(text, "äöü      \u{1b}[31mFalse\u{1b}[0m   5m\n");
+        assert_eq!(text.replace("\u{1b}[31m", "").replace("\u{1b}[0m", ""), plain);
+        assert_eq!(line_with(&cells, &widths, 1, Some(Mood::Bad), false), plain);
+        assert_eq!(line_with(&cells, &widths, 1, None, true), plain);
     }
 
     #[test]
