@@ -73,6 +73,7 @@ async fn examine(
 ) -> Result<Vec<Finding>, Failure> {
     let limit = global.request_timeout.min(MOST);
     let side = if args.is_child() { args.child_side(global) } else { global.clone() };
+    let side = Global { request_timeout: limit, ..side };
     let opened = async {
         let config = config::client_config(&side).await?;
         Ok::<_, Failure>((config, Session::open(&side).await?))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::names::{
     AGENT_ACCOUNT, CREDENTIAL_SECRET, IMPERSONATOR_ACCOUNT, IMPERSONATOR_ROLE, REGISTRATION_SECRET,
 };
+use futures::future::join_all;
 use http::{Request, header};
 use jiff::Timestamp;
 use kube::Client;
@@ -221,8 +222,7 @@ pub(crate) async fn belongings(client: &Client, limit: Duration) -> Vec<Finding>
 }
 
 async fn secrets(client: &Client, limit: Duration) -> Finding {
-    let mut findings = Vec::new();
-    for name in [REGISTRATION_SECRET, CREDENTIAL_SECRET] {
+    let asked = [REGISTRATION_SECRET, CREDENTIAL_SECRET].map(|name| async move {
         let request = Request::get(format!("{NAMESPACE}/secrets/{name}"))
             .header(header::ACCEPT, METADATA_ALONE)
             .body(Body::empty());
@@ -230,15 +230,14 @@ async fn secrets(client: &Client, limit: Duration) -> Finding {
             Ok(request) => finish(client, request, limit).await,
             Err(error) => Err(NoAnswer::Broken(error.to_string())),
         };
-        findings.push(there("agent secrets", Code::Secret, name, answer.as_ref()));
-    }
-    worst("agent secrets", &findings, "both are there")
+        there("agent secrets", Code::Secret, name, answer.as_ref())
+    });
+    worst("agent secrets", &join_all(asked).await, "both are there")
 }
 
 async fn rbac(client: &Client, limit: Duration) -> Finding {
     const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
-    let mut findings = Vec::new();
-    for (path, name) in [
+    let asked = [
         (format!("{RBAC}/clusterroles/clusternet:agent"), "ClusterRole clusternet:agent"),
         (format!("{RBAC}/clusterrolebindings/clusternet:agent"), "ClusterRoleBinding clusternet:agent"),
         (
@@ -250,10 +249,12 @@ async fn rbac(client: &Client, limit: Duration) -> Finding {
             format!("{RBAC}/clusterrolebindings/{IMPERSONATOR_ROLE}"),
             "ClusterRoleBinding clusternet:app:deployer",
         ),
-    ] {
-        findings.push(there("agent rights", Code::ChildRbac, name, get(client, &path, limit).await.as_ref()));
-    }
-    let role = get(client, &format!("{RBAC}/clusterroles/{IMPERSONATOR_ROLE}"), limit).await;
+    ]
+    .map(|(path, name)| async move {
+        there("agent rights", Code::ChildRbac, name, get(client, &path, limit).await.as_ref())
+    });
+    let role = format!("{RBAC}/clusterroles/{IMPERSONATOR_ROLE}");
+    let (mut findings, role) = tokio::join!(join_all(asked), get(client, &role, limit));
     findings.push(impersonates(role.as_ref()));
     worst("agent rights", &findings, "roles and bindings are there")
 }

@@ -9,6 +9,7 @@ use api::cluster::{
 };
 use api::names::{AGENT_ACCOUNT, cluster_role_name};
 use api::registration::{ClusterRegistrationRequest, RegistrationResult};
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, ResourceExt as _};
@@ -168,14 +169,13 @@ pub(crate) async fn credential(client: &Client, cluster: &ManagedCluster, limit:
         return Finding::fail("credential", Code::Credential, "the cluster has a broken id");
     };
     let role = cluster_role_name(&id);
-    let mut findings = Vec::new();
-    for path in [
+    let paths = [
         format!("/api/v1/namespaces/{namespace}/serviceaccounts/{AGENT_ACCOUNT}"),
         format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{role}"),
         format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{role}"),
-    ] {
-        findings.push(stands(&path, get(client, &path, limit).await.as_ref()));
-    }
+    ];
+    let asked = paths.map(|path| async move { stands(&path, get(client, &path, limit).await.as_ref()) });
+    let findings = join_all(asked).await;
     worst("credential", &findings, "its account, role and binding are there")
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::cluster::ManagedCluster;
 use api::names::SYSTEM_NAMESPACE;
 use api::registration::ClusterRegistrationRequest;
+use futures::future::join_all;
 use jiff::Timestamp;
 use kube::{Client, Config, CustomResourceExt as _};
 use serde_json::{Value, json};
@@ -109,19 +110,19 @@ pub(crate) fn skew(check: &'static str, theirs: &str) -> Finding {
 
 /// Whether the parent's aggregator reaches the hub.
 pub(crate) async fn api_services(client: &Client, limit: Duration) -> Finding {
-    let mut findings = Vec::new();
-    for name in API_SERVICES {
-        let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
-        let mut finding = available(name, get(client, &path, limit).await.as_ref());
-        if finding.code.as_deref() == Some(Code::Hidden.as_str()) {
-            // Discovery is for everybody, and the hub itself answers it.
-            let (version, group) = name.split_once('.').unwrap_or_default();
-            finding =
-                discovered(name, get(client, &format!("/apis/{group}/{version}"), limit).await.as_ref());
-        }
-        findings.push(finding);
-    }
+    let findings = join_all(API_SERVICES.map(|name| api_service(client, name, limit))).await;
     worst("apiservices", &findings, "both are Available")
+}
+
+async fn api_service(client: &Client, name: &str, limit: Duration) -> Finding {
+    let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
+    let finding = available(name, get(client, &path, limit).await.as_ref());
+    if finding.code.as_deref() != Some(Code::Hidden.as_str()) {
+        return finding;
+    }
+    // Discovery is for everybody, and the hub itself answers it.
+    let (version, group) = name.split_once('.').unwrap_or_default();
+    discovered(name, get(client, &format!("/apis/{group}/{version}"), limit).await.as_ref())
 }
 
 fn available(name: &str, answer: Result<&Answer, &NoAnswer>) -> Finding {
@@ -163,16 +164,16 @@ fn discovered(name: &str, answer: Result<&Answer, &NoAnswer>) -> Finding {
 /// Whether the CRDs are there and know what this version writes.
 pub(crate) async fn crds(client: &Client, limit: Duration) -> Finding {
     let ours = [ManagedCluster::crd(), ClusterRegistrationRequest::crd()];
-    let mut findings = Vec::new();
-    for crd in ours {
+    let findings = join_all(ours.map(|crd| async move {
         let name = crd.metadata.name.clone().unwrap_or_default();
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
         let ours = serde_json::to_value(&crd).unwrap_or_default();
-        findings.push(match get(client, &path, limit).await {
+        match get(client, &path, limit).await {
             Ok(answer) => crd_is(&name, &ours, &answer),
             Err(error) => Finding::fail("crds", Code::NoAnswer, error.to_string()),
-        });
-    }
+        }
+    }))
+    .await;
     worst("crds", &findings, "both are there, of this version")
 }
 
@@ -213,8 +214,10 @@ fn missing(ours: &Value, theirs: &Value, at: &str) -> Option<String> {
 
 /// The hub: its Deployment, its version, and its gateway if one is known.
 pub(crate) async fn hub(client: &Client, limit: Duration, gateway: &GatewayAt) -> Vec<Finding> {
-    let deployment = get(client, HUB, limit).await;
-    let openapi = get(client, "/openapi/v3/apis/proxies.clusternet.io/v1alpha1", limit).await;
+    let (deployment, openapi) = tokio::join!(
+        get(client, HUB, limit),
+        get(client, "/openapi/v3/apis/proxies.clusternet.io/v1alpha1", limit),
+    );
     let known = gateway.url.clone().or_else(|| gateway_of(deployment.as_ref().ok()));
     vec![
         replicas("hub", deployment.as_ref()),

@@ -112,10 +112,20 @@ fn upgraded(answer: Result<&Answer, &NoAnswer>) -> Finding {
             Code::Upgrade,
             "the Upgrade header was lost on the way: the answer is a plain one",
         ),
+        Ok(answer) if is_of_websocket(answer) => {
+            Finding::ok(CHECK, format!("the cluster saw it after {} ms", answer.took.as_millis()))
+        }
         Ok(answer) if answer.status.as_u16() == 403 => Finding::warn(CHECK, Code::Hidden, answer.said()),
         Ok(answer) => Finding::fail(CHECK, Code::Upgrade, answer.said()),
         Err(error) => Finding::fail(CHECK, Code::Upgrade, error.to_string()),
     }
+}
+
+/// The WebSocket library of kube-apiserver refuses a handshake without `Origin` with a 403 that is no Status (x/net
+/// `websocket/server.go`), and the hub passes no `Origin` on. Only who saw the upgrade can say so: RBAC, policy and hub
+/// refuse with a Status.
+fn is_of_websocket(answer: &Answer) -> bool {
+    answer.status == StatusCode::FORBIDDEN && matches!(answer.text.trim(), "" | "null origin")
 }
 
 /// Who the child takes you for. Servers before 1.28 cannot say; there a right that everybody has shows that some
@@ -226,6 +236,10 @@ mod tests {
         ] {
             assert_eq!(code(&upgraded(Ok(&answer(status, json!({}))))), wanted, "{status}");
         }
+        let of_websocket = Answer { text: "null origin".to_owned(), ..answer(403, Value::Null) };
+        assert_eq!(code(&upgraded(Ok(&of_websocket))), (Level::Ok, "ok"));
+        let of_a_proxy = Answer { text: "<html>no</html>".to_owned(), ..answer(403, Value::Null) };
+        assert_eq!(code(&upgraded(Ok(&of_a_proxy))), (Level::Warn, "TWL-D001"));
     }
 
     #[test]
