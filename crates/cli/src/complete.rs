@@ -32,8 +32,8 @@ const FILES: u8 = 0;
 enum Wanted {
     /// Words that are known, each with a description.
     Words(Vec<(String, String)>),
-    /// Clusters; with those that only wait for approval.
-    Clusters,
+    /// Clusters, and words that may stand there too.
+    Clusters(Vec<(String, String)>),
     /// A file.
     Files,
     /// Something that only the person knows.
@@ -63,9 +63,10 @@ pub(crate) async fn answer(words: &[String]) -> Result<(), Failure> {
         Wanted::Words(words) => (words, NO_FILES),
         Wanted::Nothing => (Vec::new(), NO_FILES),
         Wanted::Files => (Vec::new(), FILES),
-        Wanted::Clusters => {
+        Wanted::Clusters(mut words) => {
             let names = tokio::time::timeout(LIMIT, clusters(before)).await.unwrap_or_default();
-            (names.into_iter().map(|name| (name, String::new())).collect(), NO_FILES)
+            words.extend(names.into_iter().map(|name| (name, String::new())));
+            (words, NO_FILES)
         }
     };
     data(&written(&candidates, last, directive))
@@ -116,7 +117,7 @@ fn wanted(root: &Command, before: &[String], last: &str) -> Wanted {
     });
     match positional {
         Some(arg) if subcommands.is_empty() => value_of(arg),
-        Some(arg) if positionals == 0 && is_cluster(arg) => Wanted::Clusters,
+        Some(arg) if positionals == 0 && is_cluster(arg) => Wanted::Clusters(subcommands),
         Some(_) | None if positionals == 0 && !subcommands.is_empty() => Wanted::Words(subcommands),
         Some(_) | None => Wanted::Nothing,
     }
@@ -161,7 +162,7 @@ fn value_of(arg: &Arg) -> Wanted {
     let named =
         |wanted: &str| arg.get_value_names().is_some_and(|names| names.iter().any(|name| name == wanted));
     if is_cluster(arg) {
-        return Wanted::Clusters;
+        return Wanted::Clusters(Vec::new());
     }
     if named("FILE") { Wanted::Files } else { Wanted::Nothing }
 }
@@ -220,7 +221,7 @@ mod tests {
     fn words(wanted: Wanted) -> Vec<String> {
         match wanted {
             Wanted::Words(words) => words.into_iter().map(|(word, _)| word).collect(),
-            Wanted::Clusters | Wanted::Files | Wanted::Nothing => panic!("{wanted:?}"),
+            Wanted::Clusters(_) | Wanted::Files | Wanted::Nothing => panic!("{wanted:?}"),
         }
     }
 
@@ -241,7 +242,7 @@ mod tests {
             "label",
             "kubeconfig --ttl 1h",
         ] {
-            assert_eq!(after(line, ""), Wanted::Clusters, "{line}");
+            assert!(matches!(after(line, ""), Wanted::Clusters(_)), "{line}");
         }
         assert_eq!(words(after("clusters -o", "")), ["table", "wide", "json", "yaml", "name"]);
         assert_eq!(words(after("completion", "")), ["bash", "zsh", "fish", "kubectl"]);

@@ -132,6 +132,9 @@ fn nothing_that_a_cluster_says_acts_on_a_terminal() {
         &["clusters", "-o", "json"],
         &["clusters", "-o", "yaml"],
         &["status", "edge-1"],
+        &["doctor", "edge-1", "--request-timeout", "3s"],
+        &["label", "edge-1", "x=y", "--dry-run"],
+        &["unregister", "edge-1", "--dry-run"],
         &["unregister", "edge-1"],
         &["kubeconfig", "edge-1"],
     ] {
@@ -249,4 +252,88 @@ fn home_and_locale_may_be_anything() {
     // Neither a flag nor a file: it says where it has looked.
     let (code, text) = told(&program(&["clusters"]).output().unwrap());
     assert!(code == Some(1) && text.contains("$KUBECONFIG"), "{text}");
+}
+
+/// A shell with the program on its PATH and no parent to ask.
+fn in_shell(shell: &str, script: &str) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_kubectl-towline"));
+    let path = format!("{}:/usr/bin:/bin", program.parent().unwrap().display());
+    Command::new(shell)
+        .args(["-c", script])
+        .env_clear()
+        .env("PATH", path)
+        .env("KUBECONFIG", "/nonexistent")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn bash_completes_commands_flags_and_values_and_is_silent_without_a_parent() {
+    let complete = |words: &str| {
+        let script = format!(
+            "source <(kubectl-towline completion bash)\nCOMP_WORDS=(kubectl-towline {words})\n\
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n_kubectl_towline\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let output = in_shell("bash", &script);
+        assert!(output.status.success() && output.stderr.is_empty(), "{words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(complete("sup"), "support-bundle");
+    assert_eq!(complete("clusters -o ya"), "yaml");
+    assert_eq!(complete("clusters --no"), "--no-headers --no-color");
+    assert_eq!(complete("access c"), "can-i");
+    assert_eq!(complete("status ''"), "");
+}
+
+#[test]
+fn the_executable_that_kubectl_asks_answers_as_cobra_does() {
+    let output =
+        in_shell("sh", "kubectl-towline completion kubectl > /dev/null && kubectl-towline __complete -- doc");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("doctor\t") && lines[1] == ":4", "{text}");
+    let script = in_shell("sh", "kubectl-towline completion kubectl | sh -s -- status ''");
+    assert_eq!(String::from_utf8(script.stdout).unwrap(), ":4\n");
+}
+
+#[test]
+fn a_doctor_without_a_parent_says_so_and_fails() {
+    let folder = Folder::new();
+    let path = folder.0.join("config");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = listener.local_addr().unwrap();
+    drop(listener);
+    let text = format!(
+        "current-context: a\nclusters: [{{name: a, cluster: {{server: 'https://{closed}'}}}}]\n\
+         contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\nusers: [{{name: a, user: {{token: hunter2}}}}]\n"
+    );
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let run = |arguments: &[&str]| {
+        Command::new("timeout")
+            .args([
+                "-s",
+                "KILL",
+                DEADLINE,
+                env!("CARGO_BIN_EXE_kubectl-towline"),
+                "doctor",
+                "--request-timeout",
+                "3s",
+            ])
+            .args(arguments)
+            .env_clear()
+            .env("KUBECONFIG", &path)
+            .output()
+            .unwrap()
+    };
+    let output = run(&["-o", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let codes: Vec<&str> =
+        found["findings"].as_array().unwrap().iter().filter_map(|one| one["code"].as_str()).collect();
+    assert_eq!((found["healthy"].as_bool(), codes[0]), (Some(false), "TWL-D006"), "{found:#}");
+    let output = run(&[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("fail  tcp                TWL-D006"), "{text}");
+    assert!(!text.contains("hunter2") && !text.contains('\u{1b}'), "{text}");
 }

@@ -1,6 +1,6 @@
 # bash completion for kubectl-towline. Load it: source <(kubectl towline completion bash)
 _kubectl_towline() {
-    local cur words answer directive
+    local cur words answer directive word
     cur="${COMP_WORDS[COMP_CWORD]}"
     words=("${COMP_WORDS[@]:1:COMP_CWORD-1}")
     answer="$(kubectl-towline __complete -- "${words[@]}" "$cur" 2>/dev/null)" || return
