@@ -179,9 +179,18 @@ async fn secrets(world: &World) -> Result<Vec<(String, String)>> {
             serde_json::from_str(&kubectl.ok(&["-n", SYSTEM, "get", "secrets", "-o", "json"]).await?)?;
         for secret in list["items"].as_array().into_iter().flatten() {
             for (key, value) in secret["data"].as_object().into_iter().flatten() {
-                // Public by nature: certificates, names, addresses, times.
-                let public =
-                    ["ca.crt", "tls.crt", "parentURL", "clusterName", "expires", "invitation", "namespace"];
+                // Public by nature: certificates, names, addresses, times, what people compare.
+                let public = [
+                    "ca.crt",
+                    "tls.crt",
+                    "parentURL",
+                    "clusterName",
+                    "expires",
+                    "invitation",
+                    "namespace",
+                    "cluster-id",
+                    "key-fingerprint",
+                ];
                 let value = value.as_str().unwrap_or_default();
                 if public.contains(&key.as_str()) || value.len() < 24 {
                     continue;
