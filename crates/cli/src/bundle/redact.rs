@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 const CUT: &str = "[cut]";
 /// A run of letters and digits, both cases, that is so long is no word: 32 characters of base64 are 192 bits.
 const SECRET_RUN: usize = 32;
+/// 256 bits in hexadecimal: a hash of a secret, if not one itself. A digest of an image says so before it.
+const HEX_RUN: usize = 64;
 /// Words after which a value is one that nobody should see.
 const TELLING: [&str; 8] =
     ["token", "password", "passwd", "secret", "authorization", "api-key", "apikey", "client-key-data"];
@@ -155,7 +157,14 @@ fn line_of(line: &str) -> String {
 }
 
 fn is_run(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-_+/=".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-_+/".contains(&byte)
+}
+
+/// How many bytes at the beginning are one run: the characters of base64, and its padding, which is at the end alone;
+/// elsewhere `=` stands between a name and a value.
+fn run_length(bytes: &[u8]) -> usize {
+    let body = bytes.iter().take_while(|byte| is_run(**byte)).count();
+    body + bytes[body..].iter().take_while(|byte| **byte == b'=').count()
 }
 
 /// JWTs, tokens of the hub, and whatever is too random for a word. A fingerprint is none: it is there to be compared.
@@ -164,7 +173,7 @@ fn without_runs(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut at = 0;
     while at < bytes.len() {
-        let length = bytes[at..].iter().take_while(|byte| is_run(**byte)).count();
+        let length = run_length(&bytes[at..]);
         if length == 0 {
             // Not ASCII, or a separator: whole characters, so that none is torn.
             let next = line[at..].chars().next().map_or(1, char::len_utf8);
@@ -178,8 +187,8 @@ fn without_runs(line: &str) -> String {
             out.push_str(CUT);
             at += length;
             // The other parts of a JWT.
-            while run.starts_with("eyJ") && bytes.get(at) == Some(&b'.') {
-                at += 1 + bytes[at + 1..].iter().take_while(|byte| is_run(**byte)).count();
+            while is_jwt(run) && bytes.get(at) == Some(&b'.') {
+                at += 1 + run_length(&bytes[at + 1..]);
             }
         } else {
             out.push_str(run);
@@ -189,11 +198,19 @@ fn without_runs(line: &str) -> String {
     out
 }
 
+/// Base64 of `{"`, at the beginning or behind a slash.
+fn is_jwt(run: &str) -> bool {
+    run.split('/').any(|part| part.starts_with("eyJ") && part.len() > 10)
+}
+
 fn is_secret(run: &str) -> bool {
     if run.contains(TOKEN_PREFIX) && run.len() > TOKEN_PREFIX.len() + 8 {
         return true;
     }
-    if run.starts_with("eyJ") && run.len() > 10 {
+    if is_jwt(run) {
+        return true;
+    }
+    if run.len() >= HEX_RUN && run.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return true;
     }
     run.len() >= SECRET_RUN
@@ -271,6 +288,8 @@ mod tests {
             format!("got bearer {CANARY}, and went on"),
             format!("token=eyJhbGciOi.{CANARY}.{CANARY} next=word"),
             format!("a JWT eyJhbGciOiJ{CANARY}.eyJzdWIiOi{CANARY}.{CANARY}-_x of somebody"),
+            format!("jwt=eyJhbGciOiJ.{CANARY}.x"),
+            format!("GET /login/eyJhbGciOiJ{CANARY}.{CANARY}.{CANARY} HTTP/1.1"),
             format!("issued twl-{CANARY} to alice"),
             format!("GET /x?access_token={CANARY}&watch=true"),
             format!(r#"{{"token":"{CANARY}","client_secret": "{CANARY}"}}"#),
@@ -285,6 +304,12 @@ mod tests {
         ] {
             assert!(!clean(&line).contains(CANARY), "{line} became {}", clean(&line));
         }
+    }
+
+    #[test]
+    fn a_hash_in_hexadecimal_is_cut() {
+        assert_eq!(clean(&format!("hash={}", "c4".repeat(32))), "hash=[cut]");
+        assert_eq!(clean(&format!("revision {}", "c4".repeat(20))), format!("revision {}", "c4".repeat(20)));
     }
 
     #[test]
