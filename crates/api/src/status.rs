@@ -95,10 +95,7 @@ pub fn printable(text: &str, max: usize) -> String {
     for character in text.chars() {
         let shown = match character {
             '\n' => ' ',
-            // General Category Cf, as far as terminals take it (Unicode 15, chapters 23.2 and 23.8).
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' => '\u{fffd}',
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => '\u{fffd}',
-            '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => '\u{fffd}',
+            unseen if acts_unseen(unseen) => '\u{fffd}',
             other if other.is_control() => '\u{fffd}',
             other => other,
         };
@@ -108,6 +105,16 @@ pub fn printable(text: &str, max: usize) -> String {
         out.push(shown);
     }
     out
+}
+
+/// Line and paragraph separators, bidirectional controls, and all that has the property
+/// `Default_Ignorable_Code_Point` (Unicode 16, `DerivedCoreProperties.txt`): fonts draw nothing for it.
+fn acts_unseen(character: char) -> bool {
+    matches!(character,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -146,5 +153,43 @@ mod tests {
             assert!(shown.starts_with('\u{fffd}'), "{unseen:?} {shown:?}");
         }
         assert_eq!(printable("edge-1 ä 北京 😀", 100), "edge-1 ä 北京 😀");
+    }
+
+    #[test]
+    fn two_names_that_look_the_same_are_the_same() {
+        for unseen in [
+            '\u{200e}',
+            '\u{200f}',
+            '\u{61c}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202a}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2069}',
+            '\u{200b}',
+            '\u{200c}',
+            '\u{200d}',
+            '\u{2060}',
+            '\u{feff}',
+            '\u{ad}',
+            '\u{34f}',
+            '\u{115f}',
+            '\u{17b4}',
+            '\u{180e}',
+            '\u{3164}',
+            '\u{fe0f}',
+            '\u{ffa0}',
+            '\u{fffa}',
+            '\u{1d173}',
+            '\u{e0020}',
+            '\u{e0100}',
+        ] {
+            assert_eq!(printable(&format!("ed{unseen}ge"), 100), "ed\u{fffd}ge", "{unseen:?}");
+        }
+        // Arabic and Hebrew letters have a direction of their own; what they need no control for stays.
+        for seen in ["עיר-1", "مدينة", "한국", "é", "a\u{301}"] {
+            assert_eq!(printable(seen, 100), seen);
+        }
     }
 }
