@@ -169,6 +169,30 @@ impl Account {
         Ok(self.ask(Method::GET, path, None).await?.as_ref() == b"ok")
     }
 
+    /// GET of a list, of which only the number of its items is wanted: the server sends a row for each (`Table`,
+    /// apimachinery `meta/v1/types.go`), not the objects, some 250 bytes instead of some 10 KiB.
+    ///
+    /// # Errors
+    /// No or another answer.
+    pub(crate) async fn count(&self, path: &str) -> Result<usize, AskError> {
+        const TABLE: &str = "application/json;as=Table;g=meta.k8s.io;v=v1";
+        #[derive(serde::Deserialize)]
+        struct Table {
+            #[serde(default)]
+            rows: Vec<serde::de::IgnoredAny>,
+        }
+        let asked = async {
+            let mut request = self.request(Method::GET, path, None).await?;
+            request.0.headers_mut().insert(header::ACCEPT, HeaderValue::from_static(TABLE));
+            answered(path, self.upstream.own(request).await?).await
+        };
+        let answer = timeout(OWN_TIMEOUT, asked)
+            .await
+            .unwrap_or_else(|_| Err(AskError::Slow { path: path.to_owned() }))?;
+        let table: Table = serde_json::from_slice(&answer).map_err(|error| unusable(path, error))?;
+        Ok(table.rows.len())
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -191,9 +215,18 @@ impl Account {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Bytes, AskError> {
-        let token = self.token().await?;
-        let request = own(method, path, &token, body).map_err(|why| unusable(path, why))?;
+        let request = self.request(method, path, body).await?;
         answered(path, self.upstream.own(request).await?).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<OwnRequest, AskError> {
+        let token = self.token().await?;
+        own(method, path, &token, body).map_err(|why| unusable(path, why))
     }
 
     async fn token(&self) -> Result<Secret, AskError> {

@@ -66,6 +66,17 @@ pub const OWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A report is made anew no sooner than this, however often the hub asks.
 pub const REPORT_TTL: Duration = Duration::from_secs(10);
 
+/// What is counted (nodes, pods, their resources) is counted anew no sooner than this.
+pub const INVENTORY_TTL: Duration = Duration::from_secs(30);
+/// The same in a cluster with more nodes than fit on a page, or that does not answer in [`INVENTORY_TIME`]: a page of
+/// nodes is 10 MiB of work for its API server.
+pub const INVENTORY_TTL_LARGE: Duration = Duration::from_secs(300);
+/// Counting ends by then; what was counted last is reported instead. A hub waits 10 s for the whole report.
+pub const INVENTORY_TIME: Duration = Duration::from_secs(5);
+/// Pods that do not run are counted in clusters of at most so many pods: a row of 250 bytes each, 5 MiB at worst, from
+/// the API server's memory.
+pub const PODS_COUNTED: u32 = 20_000;
+
 /// The child's policy is read again this often: a kill switch is promised to hold within 5 s, of which the question
 /// itself and the ends of streams take a part. One small GET, 15 a minute.
 pub const POLICY_EVERY: Duration = Duration::from_secs(4);

@@ -376,6 +376,19 @@ impl Child {
             ("GET", "/api/v1/nodes") => json!({ "items": [
                 { "status": { "conditions": [{ "type": "Ready", "status": "True" }], "capacity": { "cpu": "4" } } }
             ] }),
+            ("GET", "/api/v1/pods") if self.is_odd("pods are not its business") => {
+                return text(403, json!({ "message": "pods is forbidden" }).to_string());
+            }
+            ("GET", "/api/v1/pods")
+                if head.uri.query().is_some_and(|query| query.contains("phase!%3DRunning")) =>
+            {
+                assert!(head.headers["accept"].to_str().unwrap().contains("as=Table"));
+                json!({ "kind": "Table", "rows": [{ "cells": ["a"] }, { "cells": ["b"] }] })
+            }
+            ("GET", "/api/v1/pods") => {
+                assert_eq!(head.uri.query(), Some("limit=1"));
+                json!({ "metadata": { "continue": "x", "remainingItemCount": 41 }, "items": [{}] })
+            }
             _ => return text(404, json!({ "message": "no such thing" }).to_string()),
         };
         text(200, answer.to_string())

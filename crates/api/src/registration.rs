@@ -23,6 +23,7 @@ use crate::secret::{self, Secret};
     status = "ClusterRegistrationRequestStatus",
     shortname = "clsrr",
     category = "clusternet",
+    category = "towline",
     printcolumn = r#"{"name":"CLUSTER","type":"string","jsonPath":".spec.clusterName"}"#,
     printcolumn = r#"{"name":"STATUS","type":"string","jsonPath":".status.result"}"#,
     printcolumn = r#"{"name":"KEY FINGERPRINT","type":"string","jsonPath":".spec.keyFingerprint"}"#,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{ImpersonationStatus, NodeStatistics, PolicyRefusal, PolicyStatus};
+use crate::cluster::{ImpersonationStatus, NodeStatistics, PodStatistics, PolicyRefusal, PolicyStatus};
 use crate::status::printable;
 
 /// Largest report in bytes that the hub reads.
@@ -20,6 +20,8 @@ const MAX_TIME: usize = 40;
 pub const MAX_REFUSALS: usize = 10;
 /// Most warnings about rights that are shown.
 const MAX_WARNINGS: usize = 10;
+/// Longest name of a provider: a scheme of a URL (`azure`, `digitalocean`).
+const MAX_PROVIDER: usize = 32;
 /// Most resource names in `capacity` and `allocatable`.
 const MAX_RESOURCES: usize = 64;
 
@@ -49,6 +51,12 @@ pub struct AgentReport {
     pub policy: Option<PolicyStatus>,
     /// Nodes by state.
     pub nodes: NodeStatistics,
+    /// Pods by state; absent if the agent may not count them.
+    pub pods: Option<PodStatistics>,
+    /// The scheme of the nodes' `spec.providerID`.
+    pub provider: String,
+    /// How long the child's API server took to answer `/version`, rounded up; absent if it did not.
+    pub api_server_rtt_milliseconds: Option<u32>,
     /// Sums over the nodes.
     pub capacity: BTreeMap<String, String>,
     /// Sums over the nodes.
@@ -72,6 +80,8 @@ impl AgentReport {
             impersonation: self.impersonation.map(|how| ImpersonationStatus {
                 mode: clean(how.mode),
                 warnings: how.warnings.into_iter().take(MAX_WARNINGS).map(clean).collect(),
+                // The hub's to say, not the agent's.
+                as_of: String::new(),
             }),
             policy: self.policy.map(cleaned_policy),
             capacity: resources(self.capacity),
@@ -80,6 +90,9 @@ impl AgentReport {
             livez: self.livez,
             readyz: self.readyz,
             nodes: self.nodes,
+            pods: self.pods,
+            provider: printable(&self.provider, MAX_PROVIDER),
+            api_server_rtt_milliseconds: self.api_server_rtt_milliseconds,
         }
     }
 }
@@ -100,6 +113,7 @@ fn cleaned_policy(policy: PolicyStatus) -> PolicyStatus {
         closed: policy.closed,
         error: printable(&policy.error, MAX_SUMMARY),
         last_refusals: policy.last_refusals.into_iter().take(MAX_REFUSALS).map(refusal).collect(),
+        as_of: String::new(),
     }
 }
 
@@ -124,18 +138,28 @@ mod tests {
             summary: long(),
             error: long(),
             preset: long(),
+            source: long(),
+            resource_version: long(),
+            as_of: long(),
             last_refusals: vec![refusal; 1000],
             ..PolicyStatus::default()
         };
-        let impersonation = ImpersonationStatus { mode: long(), warnings: vec![long(); 1000] };
+        let impersonation = ImpersonationStatus { mode: long(), warnings: vec![long(); 1000], as_of: long() };
         let report = AgentReport {
             policy: Some(policy),
             impersonation: Some(impersonation),
+            platform: long(),
+            agent_version: long(),
+            provider: long(),
+            api_server_error: long(),
+            impersonation_error: long(),
             ..AgentReport::default()
         }
         .cleaned();
         let text = serde_json::to_string(&report).unwrap();
-        assert!(!text.contains("u001b") && text.len() < 16 * 1024, "{} bytes", text.len());
+        assert!(!text.contains("u001b") && text.len() < 20 * 1024, "{} bytes", text.len());
+        // When something was true is for the hub to say.
+        assert!(report.policy.unwrap().as_of.is_empty() && report.impersonation.unwrap().as_of.is_empty());
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Catalog {
     snapshot: ArcSwap<HashMap<ClusterId, Arc<Cluster>>>,
     /// `None` for a name that two clusters have: then it names neither.
     names: ArcSwap<HashMap<ClusterName, Option<ClusterId>>>,
+    /// Names that clusters had before, at most five each: about 150 bytes a name.
+    former_names: ArcSwap<HashMap<ClusterName, ClusterId>>,
     /// Keys that clusters had until less than [`KEY_HOLD`] ago: about 200 bytes for each that was changed.
     former: Mutex<HashMap<ClusterId, (String, Instant)>>,
     changed: watch::Sender<u64>,
@@ -54,6 +56,7 @@ impl Default for Catalog {
         Self {
             snapshot: ArcSwap::default(),
             names: ArcSwap::default(),
+            former_names: ArcSwap::default(),
             former: Mutex::default(),
             changed: watch::Sender::new(0),
             registrations: watch::Sender::new(0),
@@ -73,6 +76,21 @@ impl Catalog {
         let id = name.as_str().parse::<ClusterId>().ok().filter(|id| self.snapshot.load().contains_key(id));
         // The id first: whoever may choose a name could otherwise choose the id of another cluster.
         id.or_else(|| names.get(name).cloned().flatten())
+    }
+
+    /// The cluster that was called so before it was renamed. `None` for a name that a cluster has.
+    pub fn formerly(&self, name: &ClusterName) -> Option<Arc<Cluster>> {
+        if self.named(name).is_some() || self.names.load().contains_key(name) {
+            return None;
+        }
+        self.get(self.former_names.load().get(name)?)
+    }
+
+    /// Takes the place of all former names that were known.
+    pub(crate) fn remember_names(&self, former: HashMap<ClusterName, ClusterId>) {
+        if **self.former_names.load() != former {
+            self.former_names.store(Arc::new(former));
+        }
     }
 
     /// All clusters.
@@ -250,6 +268,21 @@ mod tests {
             catalog.replace(changed);
             assert_eq!(count(), before + 1);
         }
+    }
+
+    #[test]
+    fn a_former_name_leads_to_its_cluster_until_another_has_it() {
+        let catalog = Catalog::default();
+        let formerly = || catalog.formerly(&"old".parse().unwrap()).map(|cluster| cluster.name.to_string());
+        catalog.replace([cluster("a")]);
+        assert_eq!(formerly(), None);
+        catalog.remember_names([("old".parse().unwrap(), "a".parse().unwrap())].into());
+        assert_eq!(formerly().as_deref(), Some("a"));
+        assert_eq!(catalog.named(&"old".parse().unwrap()), None);
+        catalog.replace([cluster("a"), Cluster { name: "old".parse().unwrap(), ..cluster("b") }]);
+        assert_eq!(formerly(), None, "it is another's");
+        catalog.replace([Cluster { name: "c".parse().unwrap(), ..cluster("d") }]);
+        assert_eq!(formerly(), None, "unregistered");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The controllers: they write objects in the parent, and the watch on those objects fills the catalog that
 //! the request path reads. [`watch`] fills the catalog, [`approval`] turns approved requests into clusters and
 //! removes what belonged to deleted ones, [`health`] writes what is known of each cluster, [`credentials`]
-//! renews what agents dial with, [`gc`] deletes what nobody owns any more, [`accounts`] cuts off whose account is gone.
+//! renews what agents dial with, [`gc`] deletes what nobody owns any more, [`accounts`] cuts off whose account is gone,
+//! [`rename`] gives a cluster another name, [`events`] tells the story of it all in Events.
 //!
 //! Every write can be made twice, by two replicas, without harm: objects have fixed names, decisions are taken
 //! on what the API says now, and changes carry the resourceVersion that they were decided on. When there is
@@ -13,9 +14,11 @@ pub mod approval;
 pub(crate) mod belongings;
 mod claims;
 pub mod credentials;
+pub(crate) mod events;
 pub mod gc;
 pub mod health;
 pub mod objects;
+mod rename;
 pub mod watch;
 
 #[cfg(test)]
@@ -33,6 +36,28 @@ use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::tunnels::Tunnels;
 use claims::Claims;
+
+/// An enum of bare words that stand in objects as they are written here.
+macro_rules! words {
+    ($(#[$doc:meta])* $visible:vis enum $name:ident { $($word:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[allow(missing_docs, reason = "docs/objects.md says what each means, and a test that it does")]
+        $visible enum $name { $($word),* }
+
+        impl $name {
+            /// All of them.
+            #[cfg(test)]
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$word),*];
+
+            /// As it stands in objects.
+            $visible fn as_str(self) -> &'static str {
+                match self { $(Self::$word => stringify!($word)),* }
+            }
+        }
+    };
+}
+pub(crate) use words;
 
 /// What the hub does with the parent's API in one go ends by then, whatever hangs: a dozen small requests, each
 /// answered within 100 ms by a parent that is well. Never for watches, which have no end.
@@ -67,10 +92,20 @@ pub async fn run(control: Control) -> anyhow::Result<()> {
     let control = Arc::new(control);
     let clusters = Claims::default();
     let mut tasks = JoinSet::new();
-    tasks.spawn(named("watch", watch::run(Arc::clone(&control))));
+    let names = Claims::default();
+    let (story, remarks) = events::story();
+    // The clusters of which a rename is wished, or whose rename is not over yet.
+    let (renames_tx, renames) = tokio::sync::watch::channel(Vec::new());
+    tasks.spawn(named("watch", watch::run(Arc::clone(&control), renames_tx)));
+    tasks.spawn(named("events", events::run(Arc::clone(&control), remarks)));
     tasks.spawn(named("accounts", accounts::run(Arc::clone(&control))));
-    tasks.spawn(named("approval", approval::run(Arc::clone(&control), clusters.clone())));
-    tasks.spawn(named("health", health::run(Arc::clone(&control))));
+    tasks.spawn(named(
+        "approval",
+        approval::run(Arc::clone(&control), clusters.clone(), names.clone(), story.clone()),
+    ));
+    let renaming = rename::run(Arc::clone(&control), renames, (clusters.clone(), names), story.clone());
+    tasks.spawn(named("rename", renaming));
+    tasks.spawn(named("health", health::run(Arc::clone(&control), story)));
     tasks.spawn(named("credentials", credentials::run(Arc::clone(&control))));
     tasks.spawn(named("gc", gc::run(Arc::clone(&control), clusters)));
     while let Some(ended) = tasks.join_next().await {

@@ -20,6 +20,8 @@ use runtime::stop::Stop;
 use crate::audit::{Asked, Event, Resource};
 use crate::authn::{self, Peer, bearer};
 use crate::body::ResponseBody;
+use crate::catalog::Cluster;
+use crate::grant::Grant;
 use crate::handle::{self, Hub};
 use crate::issued::Issued;
 use crate::join::one_time;
@@ -131,7 +133,9 @@ pub(crate) async fn decide(
             return Err(Refusal::NotFound("there is nothing here".to_owned()));
         }
     };
+    let formerly = name.as_ref().and_then(|name| hub.catalog.formerly(name));
     let cluster = match (&name, &shown) {
+        (Some(_), _) if formerly.is_some() => formerly.as_ref().map(|cluster| cluster.id.clone()),
         (Some(name), _) => hub.catalog.named(name).or_else(|| name.as_str().parse().ok()),
         (None, Ok(Shown::Issued(issued))) => Some(issued.cluster().clone()),
         (None, _) => None,
@@ -142,7 +146,10 @@ pub(crate) async fn decide(
     let info = RequestInfo::Proxy(proxied.clone());
     *event = handle::open_event(hub, peer, &request, id, &info)?;
     let (who, standing) = identify(hub, shown?, from, headers, &proxied.cluster, event).await?;
-    let answer = handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, event).await;
+    let answer = match formerly {
+        Some(now) => Err(renamed(hub, &who, &proxied, &now).await),
+        None => handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, event).await,
+    };
     answer.map_err(|refusal| {
         // By the name that was asked for: the id would tell that the cluster exists.
         if let (Refusal::ClusterForbidden(_, verb), Some(Ok(asked))) =
@@ -217,6 +224,19 @@ async fn manifest(
         response.headers_mut().insert(name, http::HeaderValue::from_static(value));
     }
     Ok(response)
+}
+
+/// Whoever may use the cluster is told its new name; anybody else is answered as for a name that nobody has.
+async fn renamed(hub: &Hub, who: &Arc<Identity>, proxied: &Proxied, now: &Cluster) -> Refusal {
+    match Grant::ask(&hub.authz, who, &proxied.cluster, proxied.verb).await {
+        Ok(_) => Refusal::NotFound(format!(
+            "this cluster has another name now: {0}; ask for a new kubeconfig, or let the server of this one end in {1}{0} or {1}{2}",
+            now.name,
+            address::PATH,
+            now.id
+        )),
+        Err(refusal) => refusal,
+    }
 }
 
 /// A token that somebody showed.

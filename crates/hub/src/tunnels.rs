@@ -28,6 +28,8 @@ pub mod accept;
 
 /// Time for an agent's answer about itself. It asks its API server for that, with a deadline of its own.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A round trip is measured for so long; above it a number helps nobody.
+const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One tunnel that is open.
 #[derive(Debug)]
@@ -42,8 +44,17 @@ pub struct Live {
     pub tunnel_id: String,
     /// Since when.
     pub since: Timestamp,
+    /// When its agent was last handed a credential through it, and when that ends.
+    pub(crate) renewed: Mutex<Option<Renewed>>,
     tunnel: Tunnel,
     cut: Stop,
+}
+
+/// A credential that was handed over in a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Renewed {
+    pub(crate) at: Timestamp,
+    pub(crate) expires: Timestamp,
 }
 
 /// Another agent with the same identity was turned away.
@@ -287,6 +298,27 @@ impl Live {
         self.tunnel.is_closed()
     }
 
+    /// Remembers a credential that its agent has taken.
+    pub(crate) fn note_renewed(&self, renewed: Renewed) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewed);
+    }
+
+    /// The last such credential.
+    pub(crate) fn last_renewed(&self) -> Option<Renewed> {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long an empty request takes to the agent and back, or `None` if it does not come back. An agent of any
+    /// version refuses this method of this path at once (405), without looking at anything.
+    pub(crate) async fn round_trip(&self) -> Option<Duration> {
+        let began = tokio::time::Instant::now();
+        let asked = self.ask_agent(Method::GET, PATH_GOAWAY, Bytes::new());
+        match tokio::time::timeout(ROUND_TRIP_TIMEOUT, asked).await {
+            Ok(Ok(_) | Err(AgentError::Code(_))) => Some(began.elapsed()),
+            Ok(Err(AgentError::Tunnel(_) | AgentError::Timeout | AgentError::Body)) | Err(_) => None,
+        }
+    }
+
     /// Whether it was cut.
     #[cfg(test)]
     pub(crate) fn is_cut(&self) -> bool {
@@ -365,6 +397,7 @@ pub(crate) mod tests {
             hello,
             tunnel_id: instance.to_owned(),
             since: Timestamp::now(),
+            renewed: Mutex::default(),
             tunnel,
             cut: Stop::new(),
         };

@@ -208,6 +208,7 @@ impl InForce {
             closed,
             error: told.error.clone(),
             last_refusals: self.last().refusals.iter().cloned().collect(),
+            as_of: String::new(),
         }
     }
 

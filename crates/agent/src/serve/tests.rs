@@ -315,7 +315,34 @@ async fn the_agent_reports_its_cluster() {
     assert_eq!((report.api_server_error.as_str(), report.impersonation_error.as_str()), ("", ""));
     let how = report.impersonation.unwrap();
     assert_eq!((how.mode.as_str(), how.warnings), ("legacy (verb impersonate)", Vec::new()));
+    let pods = report.pods.unwrap();
+    assert_eq!((pods.running_pods, pods.total_pods), (Some(40), 42));
+    assert!(report.api_server_rtt_milliseconds.is_some_and(|took| took > 0));
     assert!(world.readiness.is_ready());
+}
+
+#[tokio::test]
+async fn a_cluster_that_shows_no_pods_is_well_all_the_same() {
+    let child = Child::new(&[]);
+    child.odd("pods are not its business");
+    let world = World::with(child).await;
+    let answer = world.send(own(Method::GET, PATH_STATUS, Value::Null)).await;
+    let report: api::report::AgentReport = serde_json::from_str(&body(answer).await).unwrap();
+    assert_eq!((report.pods, report.api_server_error.as_str()), (None, ""));
+    assert_eq!(report.nodes.ready_nodes, 1);
+}
+
+#[tokio::test]
+async fn nodes_and_pods_are_counted_seldom_however_often_the_hub_asks() {
+    let world = World::start(&[]).await;
+    let counted = || {
+        let own = world.child.own.lock().unwrap();
+        own.iter().filter(|line| line.ends_with("/api/v1/nodes") || line.ends_with("/api/v1/pods")).count()
+    };
+    for _ in 0..20 {
+        world.send(own(Method::GET, PATH_STATUS, Value::Null)).await;
+    }
+    assert_eq!(counted(), 3, "nodes once, pods twice");
 }
 
 #[tokio::test]

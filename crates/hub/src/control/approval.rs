@@ -35,8 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::belongings::{self, Ensured, absent, ensure, ensure_account, ensure_cluster};
 use super::claims::Claims;
+use super::events::{Requests, Story};
 use super::objects::{
-    KEY_SINCE, account, dedicated_namespace, managed_cluster, namespace, role, role_binding,
+    KEY_SINCE, account, dedicated_namespace, managed_cluster, namespace, place_of, role, role_binding,
 };
 use super::{Control, DEADLINE, catalog_is_filled};
 use crate::join::has_code;
@@ -123,12 +124,20 @@ struct Context {
     retries: Mutex<HashMap<String, Retry>>,
     /// Names that are being set up, so that two requests for one name cannot both find it free.
     names: Claims<ClusterName>,
-    /// Clusters that are being set up or removed, here or by [`super::gc`].
+    /// Clusters that are being set up or removed, here or by [`super::gc`], or renamed.
     clusters: Claims<ClusterId>,
+    /// What was told of each request.
+    told: Requests,
+    story: Story,
 }
 
 /// Runs until stop.
-pub(super) async fn run(control: Arc<Control>, clusters: Claims<ClusterId>) -> anyhow::Result<()> {
+pub(super) async fn run(
+    control: Arc<Control>,
+    clusters: Claims<ClusterId>,
+    names: Claims<ClusterName>,
+    story: Story,
+) -> anyhow::Result<()> {
     // With an empty catalog every approved request would look like one whose cluster was deleted.
     if !catalog_is_filled(&control).await {
         return Ok(());
@@ -138,8 +147,8 @@ pub(super) async fn run(control: Arc<Control>, clusters: Claims<ClusterId>) -> a
     let changes = futures::stream::unfold(control.catalog.registrations(), |mut changes| async move {
         changes.changed().await.ok().map(|()| ((), changes))
     });
-    let (retries, names) = (Mutex::default(), Claims::default());
-    let context = Arc::new(Context { control, retries, names, clusters });
+    let (retries, told) = (Mutex::default(), Requests::default());
+    let context = Arc::new(Context { control, retries, names, clusters, told, story });
     let forgetting = Arc::clone(&context);
     Controller::new(requests, watcher::Config::default())
         .with_config(Config::default().concurrency(CONCURRENCY))
@@ -151,6 +160,7 @@ pub(super) async fn run(control: Arc<Control>, clusters: Claims<ClusterId>) -> a
                 // A request may be gone by the time its turn comes.
                 Err(ControllerError::ObjectNotFound(gone)) => {
                     lock(&forgetting.retries).remove(&gone.name);
+                    forgetting.told.forget(&gone.name);
                 }
                 // Told where it happened.
                 Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
@@ -203,6 +213,9 @@ async fn judge_and_act(cached: Arc<Guarded>, context: Arc<Context>) -> Result<Ac
         tracing::warn!(request = name, "this registration request cannot be read; delete it");
         return Ok(Action::await_change());
     };
+    if let Some(news) = context.told.news(cached, Timestamp::now()) {
+        context.story.tell(news);
+    }
     let Ok(id) = cached.spec.cluster_id.parse::<ClusterId>() else { return Ok(Action::await_change()) };
     let known = control.catalog.get(&id);
     let known =
@@ -296,17 +309,17 @@ async fn find(control: &Control, id: &ClusterId) -> Result<Option<ManagedCluster
         .list(&ListParams::default())
         .await
         .map_err(|error| Trouble::Api("reading the cluster", error))?;
-    let mut oldest: Option<ManagedCluster> = None;
+    let mut first: Option<ManagedCluster> = None;
     for object in list.items {
         let object = object
             .0
             .map_err(|error| Trouble::Malformed(space.clone(), printable(&error.to_string(), 256)))?;
-        let older = |other: &ManagedCluster| object.creation_timestamp() < other.creation_timestamp();
-        if object.spec.cluster_id == id.as_str() && oldest.as_ref().is_none_or(older) {
-            oldest = Some(object);
+        let counts = first.as_ref().is_none_or(|first| place_of(&object) < place_of(first));
+        if object.spec.cluster_id == id.as_str() && counts {
+            first = Some(object);
         }
     }
-    Ok(oldest)
+    Ok(first)
 }
 
 async fn set_up(
@@ -565,10 +578,20 @@ async fn report(requests: &Api<Request>, request: &Request, trouble: &Trouble) {
 mod against_the_api;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use api::registration::{ClusterRegistrationRequestSpec, ClusterRegistrationRequestStatus};
 
     use super::*;
+
+    /// What would be done about a cluster as the API has it now.
+    pub(crate) async fn step_for(control: &Control, id: &str) -> String {
+        let id: ClusterId = id.parse().unwrap();
+        let requests: Api<Request> = Api::all(control.client.clone());
+        let request = requests.get(&registration_request_name(&id)).await.unwrap();
+        let found = find(control, &id).await.unwrap().unwrap();
+        let known = Known { key_fingerprint: &found.spec.key_fingerprint, denied: found.spec.denied };
+        format!("{:?}", decide(&request, Some(known)))
+    }
 
     fn request(result: Option<RegistrationResult>, set_up: bool) -> Request {
         let spec = ClusterRegistrationRequestSpec { key_fingerprint: "k".to_owned(), ..Default::default() };

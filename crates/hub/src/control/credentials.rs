@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{Control, catalog_is_filled};
 use crate::catalog::Cluster;
 use crate::join::registration::{CREDENTIAL_SECONDS, issue_credential};
-use crate::tunnels::Live;
+use crate::tunnels::{Live, Renewed};
 
 /// How often due credentials are looked for.
 const TICK: Duration = Duration::from_secs(15);
@@ -115,6 +115,7 @@ async fn hand_over(control: &Control, cluster: &Cluster, live: &Live) -> anyhow:
     );
     let body = serde_json::to_vec(&credential)?;
     control.tunnels.agent_put(live, "/v1/credential", body).await?;
+    live.note_renewed(Renewed { at: Timestamp::now(), expires: credential.expires });
     Ok(credential.expires)
 }
 

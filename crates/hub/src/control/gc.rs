@@ -194,7 +194,7 @@ async fn forget(control: &Control, clusters: &Claims<ClusterId>, ids: Vec<Cluste
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use runtime::stop::Stop;
     use serde_json::json;
 
@@ -203,6 +203,11 @@ mod tests {
     use crate::catalog::{Catalog, Cluster};
     use crate::config::Settings;
     use crate::tunnels::Tunnels;
+
+    /// Clears a cluster away that the catalog does not know, if it is gone.
+    pub(crate) async fn forget_one(control: &Control, id: &str) {
+        forget(control, &Claims::default(), vec![id.parse().unwrap()]).await.unwrap();
+    }
 
     #[test]
     fn an_invitation_is_over_when_it_ended() {

@@ -4,7 +4,8 @@
 //! Each replica speaks for its own tunnels. A loss is written by the replica that held the tunnel; a cluster
 //! that nobody has heard of for longer than [`STALE`] is written by any. Before a loss is written, the object
 //! is read again: if another replica has heard from the cluster meanwhile, there is nothing to say.
-//! What the agent reports is its own word: cut, cleaned and shown, never acted upon.
+//! What the agent reports is its own word: cut, cleaned and shown, never acted upon. What a person would ask about is
+//! told in Events, by whoever wrote the transition.
 
 pub mod conditions;
 
@@ -17,17 +18,21 @@ use api::names::ClusterId;
 use api::report::AgentReport;
 use api::status::printable;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
+use tunnel_proto::names::PATH_STATUS;
 
-use self::conditions::{Conflicting, Facts, status_of};
+use self::conditions::{Conflicting, CredentialLife, Facts, Known, same_but_measured, status_of};
+use super::events::{Story, reference};
 use super::{Control, catalog_is_filled};
-use crate::catalog::Cluster;
+use crate::catalog::{Cluster, same_but_seen};
 use crate::join::has_code;
-use crate::tunnels::{Live, Tunnels};
+use crate::join::registration::CREDENTIAL_SECONDS;
+use crate::tunnels::{Live, Renewed, Tunnels};
 
 /// How often an agent is asked.
 const ASK_EVERY: SignedDuration = SignedDuration::from_secs(15);
@@ -36,6 +41,14 @@ const WRITE_EVERY: SignedDuration = SignedDuration::from_secs(60);
 /// How long a lost tunnel may take to come back before it is written: an agent's first try comes within one
 /// second, and people are promised the truth within ten.
 const LOSS_GRACE: SignedDuration = SignedDuration::from_secs(4);
+/// A loss that could not be written is tried again so soon, for as long as people wait for it; then with the others.
+const LOSS_RETRY: SignedDuration = SignedDuration::from_secs(2);
+/// See [`LOSS_RETRY`].
+const LOSS_HURRY: SignedDuration = SignedDuration::from_secs(30);
+/// A credential that lives for a day should have been renewed when this much of it is left.
+const CREDENTIAL_WARN: SignedDuration = SignedDuration::from_secs(CREDENTIAL_SECONDS / 4);
+/// A hub that has just got a tunnel renews an old credential within so long: until then it warns of none.
+const FIRST_RENEWAL: SignedDuration = SignedDuration::from_mins(5);
 /// No replica has heard from the cluster: two heartbeats missed, and half a minute for clocks.
 const STALE: SignedDuration = SignedDuration::from_secs(150);
 /// A check ends by then, whatever hangs: shorter than [`ASK_EVERY`], so checks of one cluster do not pile up.
@@ -58,8 +71,31 @@ struct State {
     written: Option<Timestamp>,
     /// What was written.
     status: Option<ManagedClusterStatus>,
+    /// What that was judged by.
+    object: Option<Object>,
     /// The loss was written, or found to be none.
     loss_told: bool,
+    /// When something about a lost cluster changes by time alone.
+    look_again: Option<Timestamp>,
+}
+
+/// The object that a status belongs to.
+#[derive(Debug, Clone, PartialEq)]
+struct Object {
+    /// As the catalog had it.
+    cluster: Arc<Cluster>,
+    reference: ObjectReference,
+    generation: Option<i64>,
+}
+
+impl Object {
+    fn of(cluster: &Arc<Cluster>, object: &ManagedCluster) -> Self {
+        Self {
+            cluster: Arc::clone(cluster),
+            reference: reference(object),
+            generation: object.metadata.generation,
+        }
+    }
 }
 
 /// What is to be done about a cluster now.
@@ -71,7 +107,7 @@ enum Due {
 }
 
 /// Runs until stop.
-pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
+pub(super) async fn run(control: Arc<Control>, story: Story) -> anyhow::Result<()> {
     if !catalog_is_filled(&control).await {
         return Ok(());
     }
@@ -90,10 +126,10 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
                     states.insert(id, state);
                 }
             }
-            _ = ticks.tick() => start_due(&control, &mut states, &mut checks),
+            _ = ticks.tick() => start_due(&control, &story, &mut states, &mut checks, Timestamp::now()),
             changed = tunnel_changes.changed() => {
                 anyhow::ensure!(changed.is_ok(), "the tunnels are gone");
-                start_due(&control, &mut states, &mut checks);
+                start_due(&control, &story, &mut states, &mut checks, Timestamp::now());
             }
         }
     }
@@ -102,10 +138,11 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
 /// Starts a check for each cluster that is due, and marks it as tried.
 fn start_due(
     control: &Arc<Control>,
+    story: &Story,
     states: &mut HashMap<ClusterId, State>,
     checks: &mut JoinSet<(ClusterId, State)>,
+    now: Timestamp,
 ) {
-    let now = Timestamp::now();
     let clusters = control.catalog.all();
     states.retain(|id, _| clusters.contains_key(id));
     for cluster in clusters.values() {
@@ -115,6 +152,10 @@ fn start_due(
         let live = control.tunnels.get(&cluster.id);
         let state = states.entry(cluster.id.clone()).or_default();
         let tunnel = live.as_ref().map(|live| live.tunnel_id.as_str());
+        if state.object.take_if(|object| !same_but_seen(&object.cluster, cluster)).is_some() {
+            // Shut out, let in, renamed, another key: whatever was told was told of something else.
+            (state.tried, state.loss_told) = (None, false);
+        }
         let due = due(state, tunnel, control.tunnels.last_lost(&cluster.id), cluster.last_seen, now);
         if due == Due::Nothing {
             continue;
@@ -124,7 +165,8 @@ fn start_due(
             state.tunnel = Some(tunnel.to_owned());
             state.loss_told = false;
         }
-        checks.spawn(check(Arc::clone(control), Arc::clone(cluster), live, state.clone()));
+        let about = (Arc::clone(cluster), live);
+        checks.spawn(check(Arc::clone(control), story.clone(), about, state.clone(), now));
     }
 }
 
@@ -141,12 +183,15 @@ fn due(
         return if rested || state.tunnel.as_deref() != tunnel { Due::Ask } else { Due::Nothing };
     }
     if state.loss_told {
-        return Due::Nothing;
+        let again = rested && state.look_again.is_some_and(|at| at <= now);
+        return if again { Due::TellLoss } else { Due::Nothing };
     }
     if let Some(lost) = lost {
-        let over = now.duration_since(lost) >= LOSS_GRACE;
-        let first = state.tried.is_none_or(|tried| tried <= lost + LOSS_GRACE);
-        return if over && (first || rested) { Due::TellLoss } else { Due::Nothing };
+        let since = now.duration_since(lost);
+        let pause = if since < LOSS_HURRY { LOSS_RETRY } else { ASK_EVERY };
+        let first = state.tried.is_none_or(|tried| tried < lost + LOSS_GRACE);
+        let rested = since_tried.is_none_or(|since| since >= pause);
+        return if since >= LOSS_GRACE && (first || rested) { Due::TellLoss } else { Due::Nothing };
     }
     let stale = last_seen.is_none_or(|seen| now.duration_since(seen) >= STALE);
     if stale && rested { Due::TellLoss } else { Due::Nothing }
@@ -154,16 +199,17 @@ fn due(
 
 async fn check(
     control: Arc<Control>,
-    cluster: Arc<Cluster>,
-    live: Option<Arc<Live>>,
+    story: Story,
+    (cluster, live): (Arc<Cluster>, Option<Arc<Live>>),
     state: State,
+    now: Timestamp,
 ) -> (ClusterId, State) {
     let id = cluster.id.clone();
     let before = state.clone();
     let checked = async {
         match live {
-            Some(live) => tell_live(&control, &cluster, &live, state).await,
-            None => tell_loss(&control, &cluster, state).await,
+            Some(live) => tell_live(&control, &story, &cluster, &live, state).await,
+            None => tell_loss(&control, &story, &cluster, state, now).await,
         }
     };
     let state = match tokio::time::timeout(CHECK_TIMEOUT, checked).await {
@@ -182,13 +228,14 @@ async fn check(
 
 async fn tell_live(
     control: &Control,
-    cluster: &Cluster,
+    story: &Story,
+    cluster: &Arc<Cluster>,
     live: &Live,
     mut state: State,
 ) -> Result<State, kube::Error> {
     let report = control
         .tunnels
-        .agent_get(live, "/v1/status")
+        .agent_get(live, PATH_STATUS)
         .await
         .map_err(|error| error.to_string())
         .and_then(|body| {
@@ -196,40 +243,54 @@ async fn tell_live(
         })
         .map(AgentReport::cleaned)
         .map_err(|error| printable(&error, 256));
+    // Whoever does not say how it is need not be asked how far away it is.
+    let rtt = if report.is_ok() { live.round_trip().await } else { None };
     let now = Timestamp::now();
-    let previous = match state.status.take() {
-        Some(status) => status,
-        None => match read(control, cluster).await? {
-            Some(object) => object.status.unwrap_or_default(),
+    let (previous, object) = match (state.status.take(), state.object.take()) {
+        (Some(status), Some(object)) => (status, object),
+        _ => match read(control, cluster).await? {
+            Some(there) => {
+                let object = Object::of(cluster, &there);
+                (there.status.unwrap_or_default(), object)
+            }
             None => return Ok(state),
         },
     };
     let facts = Facts::Live {
         tunnel: &live.tunnel_id,
-        hub: &control.settings.hub_id,
         since: live.since,
+        rtt,
         agent_version: &live.hello.agent_version,
         report: report.as_ref().map_err(String::as_str),
         conflict: conflict(&control.tunnels, &cluster.id, now),
     };
-    let status = status_of(&previous, &facts, now);
-    let changed = !same_but_observed(&previous, &status);
+    let credential = credential(live.last_renewed(), live.hello.credential_expires, live.since);
+    let status = status_of(&previous, &known(control, &object, credential), &facts, now);
     let rested = state.written.is_none_or(|written| now.duration_since(written) >= WRITE_EVERY);
-    if !changed && !rested {
-        state.status = Some(previous);
+    if same_but_measured(&previous, &status) && !rested {
+        (state.status, state.object) = (Some(previous), Some(object));
         return Ok(state);
     }
-    if write(control, cluster, &previous, &status).await? {
+    if let Some(generation) = write(control, cluster, &previous, &status).await? {
+        story.tell_changes(&object.reference, &previous.conditions, &status.conditions);
         state.status = Some(status);
+        // Judged by another generation: it is read again next time.
+        state.object = (generation == object.generation).then_some(object);
         state.written = Some(now);
     }
     Ok(state)
 }
 
-async fn tell_loss(control: &Control, cluster: &Cluster, mut state: State) -> Result<State, kube::Error> {
-    let Some(object) = read(control, cluster).await? else { return Ok(state) };
-    let now = Timestamp::now();
-    let previous = object.status.unwrap_or_default();
+async fn tell_loss(
+    control: &Control,
+    story: &Story,
+    cluster: &Arc<Cluster>,
+    mut state: State,
+    now: Timestamp,
+) -> Result<State, kube::Error> {
+    let Some(there) = read(control, cluster).await? else { return Ok(state) };
+    let object = Object::of(cluster, &there);
+    let previous = there.status.unwrap_or_default();
     let lost = control.tunnels.last_lost(&cluster.id);
     let seen = previous.last_observed_time.as_ref().map(|time| time.0);
     // Another replica holds a tunnel of it.
@@ -243,12 +304,45 @@ async fn tell_loss(control: &Control, cluster: &Cluster, mut state: State) -> Re
         // Looked at again once it is stale.
         return Ok(state);
     }
-    let facts = Facts::Lost { since: lost.or(seen), denied: cluster.denied, hub: &control.settings.hub_id };
-    let status = status_of(&previous, &facts, now);
-    if same_but_observed(&previous, &status) || write(control, cluster, &previous, &status).await? {
+    let credential = previous
+        .credential_expiration_time
+        .as_ref()
+        .map(|time| CredentialLife { expires: time.0, warn_from: time.0 - CREDENTIAL_WARN });
+    let facts = Facts::Lost { since: lost.or(seen) };
+    let status = status_of(&previous, &known(control, &object, credential), &facts, now);
+    if same_but_measured(&previous, &status) {
+        state.loss_told = true;
+    } else if write(control, cluster, &previous, &status).await?.is_some() {
+        story.tell_changes(&object.reference, &previous.conditions, &status.conditions);
         state.loss_told = true;
     }
+    let turns = credential.into_iter().flat_map(|credential| [credential.warn_from, credential.expires]);
+    state.look_again = turns.filter(|turn| *turn > now).min();
+    state.object = Some(object);
     Ok(state)
+}
+
+fn known<'a>(control: &'a Control, object: &'a Object, credential: Option<CredentialLife>) -> Known<'a> {
+    Known {
+        generation: object.generation,
+        name: object.cluster.name.as_str(),
+        key: &object.cluster.key_fingerprint,
+        denied: object.cluster.denied,
+        credential,
+        hub: &control.settings.hub_id,
+        hub_version: env!("CARGO_PKG_VERSION"),
+    }
+}
+
+/// An agent's credential: what it was handed in this tunnel, or what it says of the one that it came with, which cannot
+/// end later than one that was given at that moment.
+fn credential(renewed: Option<Renewed>, said: Option<Timestamp>, since: Timestamp) -> Option<CredentialLife> {
+    if let Some(Renewed { at, expires }) = renewed {
+        let life = expires.duration_since(at).max(SignedDuration::ZERO);
+        return Some(CredentialLife { expires, warn_from: expires - life / 4 });
+    }
+    let expires = said?.min(since + SignedDuration::from_secs(CREDENTIAL_SECONDS));
+    Some(CredentialLife { expires, warn_from: (expires - CREDENTIAL_WARN).max(since + FIRST_RENEWAL) })
 }
 
 fn conflict(tunnels: &Tunnels, id: &ClusterId, now: Timestamp) -> Option<Conflicting> {
@@ -262,18 +356,18 @@ async fn read(control: &Control, cluster: &Cluster) -> Result<Option<ManagedClus
     clusters.get_opt(cluster.name.as_str()).await
 }
 
-/// `false` if the cluster is gone.
+/// The generation of the object that was written, or `None` if the cluster is gone.
 async fn write(
     control: &Control,
     cluster: &Cluster,
     previous: &ManagedClusterStatus,
     status: &ManagedClusterStatus,
-) -> Result<bool, kube::Error> {
+) -> Result<Option<Option<i64>>, kube::Error> {
     let clusters: Api<ManagedCluster> = Api::namespaced(control.client.clone(), &cluster.namespace);
     let patch = Patch::Merge(patch(previous, status));
     match clusters.patch_status(cluster.name.as_str(), &PatchParams::default(), &patch).await {
-        Ok(_) => Ok(true),
-        Err(error) if has_code(&error, 404) => Ok(false),
+        Ok(written) => Ok(Some(written.metadata.generation)),
+        Err(error) if has_code(&error, 404) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -304,78 +398,5 @@ fn remove_empty_texts(value: &mut Value) {
     }
 }
 
-fn same_but_observed(old: &ManagedClusterStatus, new: &ManagedClusterStatus) -> bool {
-    ManagedClusterStatus { last_observed_time: new.last_observed_time.clone(), ..old.clone() } == *new
-}
-
 #[cfg(test)]
-mod tests {
-    use api::cluster::{PolicyRefusal, PolicyStatus};
-
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_900_000_000 + second).unwrap()
-    }
-
-    fn asked(tunnel: &str, tried: i64) -> State {
-        State { tunnel: Some(tunnel.to_owned()), tried: Some(at(tried)), ..State::default() }
-    }
-
-    #[test]
-    fn a_new_tunnel_is_asked_at_once_and_an_old_one_every_15_seconds() {
-        assert_eq!(due(&State::default(), Some("a"), None, None, at(0)), Due::Ask);
-        assert_eq!(due(&asked("a", 0), Some("a"), None, None, at(14)), Due::Nothing);
-        assert_eq!(due(&asked("a", 0), Some("a"), None, None, at(15)), Due::Ask);
-        assert_eq!(due(&asked("a", 0), Some("b"), None, None, at(1)), Due::Ask);
-    }
-
-    #[test]
-    fn a_loss_is_told_within_seconds_and_once() {
-        let lost = Some(at(100));
-        assert_eq!(due(&asked("a", 99), None, lost, Some(at(99)), at(103)), Due::Nothing, "it may come back");
-        assert_eq!(due(&asked("a", 99), None, lost, Some(at(99)), at(104)), Due::TellLoss);
-        assert_eq!(
-            due(&asked("a", 101), None, lost, Some(at(99)), at(104)),
-            Due::TellLoss,
-            "whatever was tried before"
-        );
-        assert_eq!(due(&asked("a", 105), None, lost, Some(at(99)), at(106)), Due::Nothing, "it was tried");
-        assert_eq!(due(&asked("a", 105), None, lost, Some(at(99)), at(120)), Due::TellLoss, "and failed");
-        let told = State { loss_told: true, ..asked("a", 105) };
-        assert_eq!(due(&told, None, lost, Some(at(99)), at(10_000)), Due::Nothing);
-    }
-
-    #[test]
-    fn a_cluster_of_another_replica_is_left_alone_until_nobody_hears_of_it() {
-        assert_eq!(due(&State::default(), None, None, Some(at(0)), at(149)), Due::Nothing);
-        assert_eq!(due(&State::default(), None, None, Some(at(0)), at(150)), Due::TellLoss);
-        assert_eq!(
-            due(&State::default(), None, None, None, at(0)),
-            Due::TellLoss,
-            "one that never connected"
-        );
-    }
-
-    #[test]
-    fn a_patch_names_what_is_gone() {
-        let with = |keys: &[&str]| ManagedClusterStatus {
-            capacity: keys.iter().map(|key| ((*key).to_owned(), "1".to_owned())).collect(),
-            ..ManagedClusterStatus::default()
-        };
-        let patch = patch(&with(&["cpu", "example.com/gpu"]), &with(&["cpu"]));
-        assert_eq!(patch["status"]["capacity"], json!({ "cpu": "1", "example.com/gpu": null }));
-        assert_eq!(patch["status"]["k8sVersion"], Value::Null, "empty");
-
-        // An error that has passed is named too; inside a list, which is replaced as a whole, nothing is empty.
-        let refusal = PolicyRefusal { user: "alice".to_owned(), ..PolicyRefusal::default() };
-        let policy = PolicyStatus { last_refusals: vec![refusal], ..PolicyStatus::default() };
-        let wrong = PolicyStatus { error: "line 3".to_owned(), ..policy.clone() };
-        let status = |policy| ManagedClusterStatus { policy, ..ManagedClusterStatus::default() };
-        let mended = super::patch(&status(Some(wrong)), &status(Some(policy.clone())));
-        assert_eq!(mended["status"]["policy"].get("error"), Some(&Value::Null));
-        assert_eq!(mended["status"]["policy"]["lastRefusals"], json!([{ "user": "alice" }]));
-        let gone = super::patch(&status(Some(policy)), &status(None));
-        assert_eq!(gone["status"].get("policy"), Some(&Value::Null));
-    }
-}
+mod tests;

@@ -9,8 +9,10 @@ use api::names::{
     LABEL_CREATED_BY, PREFIX, PROXIES_GROUP, cluster_role_name,
 };
 use api::registration::ClusterRegistrationRequestSpec;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
 
 use crate::join::sha256_hex;
@@ -27,6 +29,15 @@ pub const KEY_SINCE: &str = "access.towline.io/key-since";
 /// second is refused with a message.
 pub fn dedicated_namespace(id: &ClusterId) -> String {
     format!("{PREFIX}{}", &sha256_hex(id.as_str().as_bytes())[..8])
+}
+
+/// The place of an object among those of one cluster in its namespace: the first in this order is the cluster, all others
+/// are nothing. The oldest is first, so whoever may only create takes nobody's place. Of two from the same second the one
+/// with a status is, for only the hub writes that; then the name decides, on every replica alike.
+pub(crate) fn place_of(object: &ManagedCluster) -> (Timestamp, bool, String) {
+    let created = object.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
+    let without_status = object.status.as_ref().is_none_or(|status| status.conditions.is_empty());
+    (created, without_status, object.name_any())
 }
 
 /// Labels, owner and namespace of everything that belongs to a cluster.

@@ -4,6 +4,9 @@
 //! namespace cannot make traffic of a cluster that is not theirs go elsewhere (Clusternet did, by label).
 //! One object that cannot be read is logged and left out; it stops nothing.
 //!
+//! Of two objects of one cluster one counts, by [`place_of`]; who has a wish for another name, or two objects because of
+//! one, is told to [`super::rename`].
+//!
 //! A hub that was not there when a cluster got its key reads in the object since when the cluster has it, and holds the
 //! tunnel of one that got it moments ago.
 
@@ -11,18 +14,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::cluster::ManagedCluster;
-use api::names::ClusterId;
+use api::cluster::{ManagedCluster, RENAME_TO, RENAMED_FROM};
+use api::names::{ClusterId, ClusterName};
 use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
 use kube::{Api, ResourceExt as _};
+use tokio::sync::watch::Sender;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::Control;
-use super::objects::{KEY_SINCE, dedicated_namespace};
+use super::objects::{KEY_SINCE, dedicated_namespace, place_of};
+use super::rename::former_names;
 use crate::catalog::{Cluster, KEY_HOLD, same_but_seen};
 use crate::rewatch::Rewatch;
 
@@ -37,8 +42,11 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 /// One object.
 #[derive(Debug, Clone)]
 struct Entry {
-    created: Timestamp,
+    place: (Timestamp, bool, String),
     key_since: Option<Timestamp>,
+    /// Somebody wishes another name for it, or it was made for such a wish.
+    wish: Option<String>,
+    former: Vec<ClusterName>,
     cluster: Cluster,
 }
 
@@ -63,7 +71,7 @@ enum Urgency {
 }
 
 /// Runs until stop.
-pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
+pub(super) async fn run(control: Arc<Control>, wished: Sender<Vec<ClusterId>>) -> anyhow::Result<()> {
     let clusters: Api<DeserializeGuard<ManagedCluster>> = Api::all(control.client.clone());
     let mut events = watch_objects(clusters, watcher::Config::default()).backoff(Rewatch::default()).boxed();
     let mut seen = Seen::default();
@@ -91,7 +99,14 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
             for (id, since) in seen.young(Timestamp::now()) {
                 control.catalog.hold(id, since);
             }
+            control.catalog.remember_names(seen.former_names());
             control.catalog.replace(seen.clusters());
+            let wishes = seen.wishes();
+            wished.send_if_modified(|before| {
+                let any = !wishes.is_empty() || !before.is_empty();
+                *before = wishes;
+                any
+            });
         }
     }
 }
@@ -118,7 +133,10 @@ impl Seen {
                 let Some((key, entry)) = read(object) else { return Urgency::Nothing };
                 match self.objects.insert(key, entry.clone()) {
                     Some(old)
-                        if old.created == entry.created && same_but_seen(&old.cluster, &entry.cluster) =>
+                        if old.place == entry.place
+                            && old.wish == entry.wish
+                            && old.former == entry.former
+                            && same_but_seen(&old.cluster, &entry.cluster) =>
                     {
                         Urgency::Heartbeat
                     }
@@ -132,16 +150,41 @@ impl Seen {
         }
     }
 
-    /// One per id. Two objects for one cluster in its namespace: the older one counts.
-    fn clusters(&self) -> Vec<Cluster> {
+    /// One per id.
+    fn chosen(&self) -> HashMap<&ClusterId, &Entry> {
         let mut chosen: HashMap<&ClusterId, &Entry> = HashMap::new();
         for entry in self.objects.values() {
             let id = &entry.cluster.id;
-            if chosen.get(id).is_none_or(|other| entry.created < other.created) {
+            if chosen.get(id).is_none_or(|other| entry.place < other.place) {
                 chosen.insert(id, entry);
             }
         }
-        chosen.into_values().map(|entry| entry.cluster.clone()).collect()
+        chosen
+    }
+
+    fn clusters(&self) -> Vec<Cluster> {
+        self.chosen().into_values().map(|entry| entry.cluster.clone()).collect()
+    }
+
+    /// Clusters with a wish for another name, or with a second object that was made for one.
+    fn wishes(&self) -> Vec<ClusterId> {
+        let chosen = self.chosen();
+        let concerned = |entry: &&Entry| {
+            let first = chosen.get(&entry.cluster.id).is_some_and(|first| first.place == entry.place);
+            // That of the first is a wish; that of another says what it was made for.
+            entry.wish.as_ref().is_some_and(|wish| first == wish.starts_with(RENAME_TO))
+        };
+        let mut ids: Vec<ClusterId> =
+            self.objects.values().filter(concerned).map(|entry| entry.cluster.id.clone()).collect();
+        ids.dedup();
+        ids
+    }
+
+    /// Which cluster had which name.
+    fn former_names(&self) -> HashMap<ClusterName, ClusterId> {
+        let chosen = self.chosen();
+        let all = chosen.values().flat_map(|entry| entry.former.iter().map(|name| (name, &entry.cluster.id)));
+        all.map(|(name, id)| (name.clone(), id.clone())).collect()
     }
 
     /// Clusters that may have got their key before this hub could see it, moments ago; and since when they are held.
@@ -163,11 +206,14 @@ fn names(object: &DeserializeGuard<ManagedCluster>) -> (String, String) {
 
 fn read(object: DeserializeGuard<ManagedCluster>) -> Option<((String, String), Entry)> {
     let (namespace, name) = names(&object);
-    let created = object.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
     let key_since = object.annotations().get(KEY_SINCE).and_then(|since| since.parse().ok());
-    let cluster = object.0.map_err(|error| error.to_string()).and_then(|object| cluster(&object));
-    match cluster {
-        Ok(cluster) => Some(((namespace, name), Entry { created, key_since, cluster })),
+    let annotation = |key: &str| object.annotations().get(key).map(|value| format!("{key}={value}"));
+    let wish = annotation(RENAME_TO).or_else(|| annotation(RENAMED_FROM));
+    let former = former_names(object.annotations());
+    let read = object.0.map_err(|error| error.to_string());
+    let read = read.and_then(|object| Ok((place_of(&object), cluster(&object)?)));
+    match read {
+        Ok((place, cluster)) => Some(((namespace, name), Entry { place, key_since, wish, former, cluster })),
         Err(error) => {
             tracing::warn!(namespace, name, error, "this ManagedCluster is left out");
             None
@@ -197,10 +243,19 @@ fn cluster(object: &ManagedCluster) -> Result<Cluster, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    /// The clusters that are told to the renaming.
+    pub(crate) fn wished(objects: &[Value]) -> Vec<String> {
+        let mut seen = Seen::default();
+        for object in objects {
+            seen.take(Event::Apply(serde_json::from_value(object.clone()).unwrap()));
+        }
+        seen.wishes().iter().map(ToString::to_string).collect()
+    }
 
     fn object(name: &str, id: &str, created: &str, changes: Value) -> DeserializeGuard<ManagedCluster> {
         let mut value = json!({
@@ -251,6 +306,33 @@ mod tests {
         seen.take(Event::Apply(object("older", "1", EARLY, json!({}))));
         let names: Vec<_> = seen.clusters().into_iter().map(|cluster| cluster.name.to_string()).collect();
         assert_eq!(names, ["older"]);
+        // Of one second: the one that the hub has written to, which nobody can who may only create.
+        let status = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True", "reason": "x",
+            "message": "", "lastTransitionTime": LATE }] } });
+        let mut seen = Seen::default();
+        seen.take(Event::Apply(object("a-newcomer", "1", EARLY, json!({}))));
+        seen.take(Event::Apply(object("written-to", "1", EARLY, status)));
+        assert_eq!(seen.clusters()[0].name.as_str(), "written-to");
+    }
+
+    #[test]
+    fn a_rename_is_one_change_of_one_cluster() {
+        let mut seen = Seen::default();
+        let named = |seen: &Seen| seen.clusters().iter().map(|one| one.name.to_string()).collect::<Vec<_>>();
+        seen.take(Event::Apply(object("old", "1", EARLY, json!({}))));
+        let namespace = dedicated_namespace(&"1".parse().unwrap());
+        let annotations = json!({ RENAMED_FROM: "u", api::cluster::FORMER_NAMES: "old" });
+        let metadata = json!({ "name": "new", "namespace": namespace, "creationTimestamp": LATE, "annotations": annotations });
+        assert_eq!(
+            seen.take(Event::Apply(object("new", "1", LATE, json!({ "metadata": metadata })))),
+            Urgency::Now
+        );
+        assert_eq!(named(&seen), ["old"]);
+        assert!(seen.former_names().is_empty(), "of the one that counts");
+        assert_eq!(seen.take(Event::Delete(object("old", "1", EARLY, json!({})))), Urgency::Now);
+        assert_eq!(named(&seen), ["new"]);
+        assert_eq!(seen.former_names()[&"old".parse().unwrap()].as_str(), "1");
+        assert!(seen.wishes().is_empty(), "it is over");
     }
 
     #[tokio::test(start_paused = true)]

@@ -226,8 +226,9 @@ fn agent_rights() -> Vec<Value> {
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": cluster_wide(NAME),
             "rules": [
-                // For the cluster's status.
+                // For the cluster's status: nodes are summed, pods are counted. The owner may take the second away.
                 { "apiGroups": [""], "resources": ["nodes"], "verbs": ["list"] },
+                { "apiGroups": [""], "resources": ["pods"], "verbs": ["list"] },
                 // Its UID is the cluster's id.
                 { "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": ["kube-system"] },
                 { "nonResourceURLs": ["/version", "/healthz", "/livez", "/readyz"], "verbs": ["get"] },

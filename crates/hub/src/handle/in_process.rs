@@ -53,6 +53,7 @@ mod manifests;
 mod path;
 mod raw;
 mod recorder;
+mod renamed;
 mod slow;
 
 const BASE: &str = "/apis/proxies.clusternet.io/v1alpha1/sockets";

@@ -126,6 +126,7 @@ async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: 
         hello,
         tunnel_id,
         since: Timestamp::now(),
+        renewed: std::sync::Mutex::default(),
         tunnel,
         cut: Stop::new(),
     });

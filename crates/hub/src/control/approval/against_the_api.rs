@@ -72,6 +72,8 @@ impl World {
             retries: Mutex::default(),
             names: Claims::default(),
             clusters: Claims::default(),
+            told: Requests::default(),
+            story: super::super::events::story().0,
         });
         Self { api, context }
     }

@@ -1,15 +1,55 @@
 //! From what a hub saw to the status of a `ManagedCluster`. Pure; time is an argument.
 //!
 //! The rule for times: `lastTransitionTime` moves only when a condition's status does, as Kubernetes demands
-//! (api-conventions, "Typical status properties"). What is not known is `Unknown`, never the last good news.
+//! (api-conventions, "Typical status properties"). What is not known is `Unknown`, never the last good news; what
+//! the agent said last stays where it describes the cluster, and says as of when it is.
+//!
+//! docs/objects.md lists every condition with all its reasons; a test keeps it so.
+
+use std::time::Duration;
 
 use api::cluster::{
-    CONDITION_API_SERVER, CONDITION_CONFLICT, CONDITION_POLICY, CONDITION_READY, CONDITION_TUNNEL,
-    ManagedClusterStatus, PolicyStatus,
+    CONDITION_AGENT, CONDITION_API_SERVER, CONDITION_CONFLICT, CONDITION_CREDENTIALS, CONDITION_POLICY,
+    CONDITION_READY, CONDITION_REGISTERED, CONDITION_TUNNEL, ManagedClusterStatus, PolicyStatus,
+    TunnelStatus,
 };
 use api::report::AgentReport;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use self::Reason::{
+    APIServerNotReady, APIServerUnreachable, AgentTooNew, AgentTooOld, Approved, Closed, Configured,
+    Connected, Default as DefaultPolicy, Expired, Expiring, ImpersonationFailed, Invalid, NeverConnected,
+    NoReport, NotConnected, NotReported, OneAgent, OneMinorApart, Reachable, Ready, SameVersion, SecondAgent,
+    ShutOut, UnknownVersion, Unreachable, Valid,
+};
+use super::super::words;
+
+words! {
+    /// Why a condition is as it is.
+    pub enum Reason {
+        Approved, ShutOut,
+        Connected, NotConnected, NeverConnected,
+        Reachable, Unreachable, NoReport,
+        Valid, Expiring, Expired, NotReported,
+        SameVersion, OneMinorApart, AgentTooOld, AgentTooNew, UnknownVersion,
+        Default, Configured, Closed, Invalid,
+        OneAgent, SecondAgent,
+        Ready, APIServerUnreachable, APIServerNotReady, ImpersonationFailed,
+    }
+}
+
+/// The conditions that the hub writes, in their order.
+const OURS: [&str; 8] = [
+    CONDITION_READY,
+    CONDITION_REGISTERED,
+    CONDITION_TUNNEL,
+    CONDITION_API_SERVER,
+    CONDITION_CREDENTIALS,
+    CONDITION_AGENT,
+    CONDITION_POLICY,
+    CONDITION_CONFLICT,
+];
 
 /// Two agents with one identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +60,34 @@ pub struct Conflicting {
     pub refused: String,
 }
 
+/// An agent's credential, as far as the hub knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CredentialLife {
+    /// When it ends.
+    pub expires: Timestamp,
+    /// From when on it should have been renewed.
+    pub warn_from: Timestamp,
+}
+
+/// What is known of a cluster, tunnel or not.
+#[derive(Debug, Clone)]
+pub struct Known<'a> {
+    /// Of the object that is judged.
+    pub generation: Option<i64>,
+    /// Its name.
+    pub name: &'a str,
+    /// The key that a person let in.
+    pub key: &'a str,
+    /// A person has shut it out.
+    pub denied: bool,
+    /// Its agent's credential.
+    pub credential: Option<CredentialLife>,
+    /// This replica.
+    pub hub: &'a str,
+    /// The release of this replica.
+    pub hub_version: &'a str,
+}
+
 /// What a replica of the hub saw of a cluster.
 #[derive(Debug, Clone)]
 pub enum Facts<'a> {
@@ -27,10 +95,10 @@ pub enum Facts<'a> {
     Live {
         /// Its name in the logs of both sides.
         tunnel: &'a str,
-        /// This replica.
-        hub: &'a str,
         /// Since when.
         since: Timestamp,
+        /// How long an empty request takes, if it was measured.
+        rtt: Option<Duration>,
         /// As the agent said at the beginning.
         agent_version: &'a str,
         /// What it says of its cluster, or why it does not.
@@ -42,56 +110,104 @@ pub enum Facts<'a> {
     Lost {
         /// Since when; `None` if there never was one.
         since: Option<Timestamp>,
-        /// Because a person shut it out.
-        denied: bool,
-        /// This replica.
-        hub: &'a str,
     },
 }
 
 /// The status that follows from the one before and from the facts.
-pub fn status_of(previous: &ManagedClusterStatus, facts: &Facts<'_>, now: Timestamp) -> ManagedClusterStatus {
+pub fn status_of(
+    previous: &ManagedClusterStatus,
+    known: &Known<'_>,
+    facts: &Facts<'_>,
+    now: Timestamp,
+) -> ManagedClusterStatus {
     let mut status = previous.clone();
+    let time = |at: Timestamp| Time(whole_second(at));
     status.use_socket = true;
+    if let Some(credential) = known.credential {
+        status.credential_expiration_time = Some(time(credential.expires));
+    }
     match facts {
-        Facts::Live { agent_version, report, .. } => {
-            status.last_observed_time = Some(Time(whole_second(now)));
+        Facts::Live { tunnel, since, rtt, agent_version, report, .. } => {
+            status.last_observed_time = Some(time(now));
             (*agent_version).clone_into(&mut status.agent_version);
+            status.tunnel = Some(TunnelStatus {
+                id: (*tunnel).to_owned(),
+                hub: known.hub.to_owned(),
+                since: Some(time(*since)),
+                rtt: rtt.map(milliseconds).unwrap_or_default(),
+            });
             match report {
-                Ok(report) => take_report(&mut status, report),
-                Err(_) => (status.healthz, status.livez, status.readyz) = (false, false, false),
+                Ok(report) => take_report(&mut status, report, time(now)),
+                Err(_) => forget_how_it_does(&mut status),
             }
         }
-        // What the cluster is stays; how it does is not known any more.
-        Facts::Lost { .. } => (status.healthz, status.livez, status.readyz) = (false, false, false),
+        Facts::Lost { .. } => {
+            status.tunnel = None;
+            forget_how_it_does(&mut status);
+        }
     }
-    status.conditions = conditions(&previous.conditions, facts, now);
+    status.conditions = conditions(&previous.conditions, known, facts, now);
     status
 }
 
-fn take_report(status: &mut ManagedClusterStatus, report: &AgentReport) {
+/// What the cluster is stays; how it does is not known any more. What its owner and its agent decide may have changed
+/// meanwhile: it is as of when they last said so.
+fn forget_how_it_does(status: &mut ManagedClusterStatus) {
+    (status.healthz, status.livez, status.readyz) = (false, false, false);
+    status.api_server_rtt.clear();
+    let said = status.last_report_time.as_ref().or(status.last_observed_time.as_ref());
+    let said = said.map_or_else(|| "unknown".to_owned(), |time| rfc3339(time.0));
+    let old = status.policy.as_mut().map(|policy| &mut policy.as_of);
+    let old = old.into_iter().chain(status.impersonation.as_mut().map(|how| &mut how.as_of));
+    old.filter(|as_of| as_of.is_empty()).for_each(|as_of| as_of.clone_from(&said));
+}
+
+fn take_report(status: &mut ManagedClusterStatus, report: &AgentReport, now: Time) {
+    status.last_report_time = Some(now);
     (status.healthz, status.livez, status.readyz) = (report.healthz, report.livez, report.readyz);
+    let rtt = report.api_server_rtt_milliseconds;
+    status.api_server_rtt = rtt.map(|rtt| format!("{rtt}ms")).unwrap_or_default();
     status.policy.clone_from(&report.policy);
     status.impersonation.clone_from(&report.impersonation);
     if !report.kubernetes_version.is_empty() {
         status.k8s_version.clone_from(&report.kubernetes_version);
         status.platform.clone_from(&report.platform);
+        status.provider.clone_from(&report.provider);
         let nodes = &report.nodes;
         // The numbers are the child's: they may be absurd, they may not overflow.
         let all = nodes.ready_nodes.saturating_add(nodes.not_ready_nodes).saturating_add(nodes.unknown_nodes);
         status.nodes = format!("{}/{all}", nodes.ready_nodes);
         status.node_statistics = nodes.clone();
+        status.pod_statistics = report.pods;
         status.capacity.clone_from(&report.capacity);
         status.allocatable.clone_from(&report.allocatable);
     }
 }
 
+/// Whether nothing changed but what is another number each time: that is written with the next heartbeat.
+pub fn same_but_measured(old: &ManagedClusterStatus, new: &ManagedClusterStatus) -> bool {
+    let mut old = old.clone();
+    old.last_observed_time.clone_from(&new.last_observed_time);
+    old.last_report_time.clone_from(&new.last_report_time);
+    old.api_server_rtt.clone_from(&new.api_server_rtt);
+    old.pod_statistics = new.pod_statistics;
+    if let (Some(old), Some(new)) = (&mut old.tunnel, &new.tunnel) {
+        old.rtt.clone_from(&new.rtt);
+    }
+    old == *new
+}
+
 /// One finding: type, status, reason, message.
-type Finding = (&'static str, &'static str, &'static str, String);
+type Finding = (&'static str, &'static str, Reason, String);
 
 /// The conditions, in a fixed order; those that others wrote are kept.
-pub fn conditions(previous: &[Condition], facts: &Facts<'_>, now: Timestamp) -> Vec<Condition> {
-    let findings = findings(facts);
+fn conditions(
+    previous: &[Condition],
+    known: &Known<'_>,
+    facts: &Facts<'_>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let findings = findings(known, facts, now);
     let mut all: Vec<Condition> = Vec::with_capacity(findings.len());
     for (type_, status, reason, message) in findings {
         let before = previous.iter().find(|condition| condition.type_ == type_);
@@ -102,133 +218,232 @@ pub fn conditions(previous: &[Condition], facts: &Facts<'_>, now: Timestamp) -> 
         all.push(Condition {
             type_: type_.to_owned(),
             status: status.to_owned(),
-            reason: reason.to_owned(),
+            reason: reason.as_str().to_owned(),
             message,
             last_transition_time: since,
-            observed_generation: None,
+            observed_generation: known.generation,
         });
     }
-    let ours =
-        [CONDITION_READY, CONDITION_TUNNEL, CONDITION_API_SERVER, CONDITION_POLICY, CONDITION_CONFLICT];
-    all.extend(previous.iter().filter(|condition| !ours.contains(&condition.type_.as_str())).cloned());
+    all.extend(previous.iter().filter(|condition| !OURS.contains(&condition.type_.as_str())).cloned());
     all
 }
 
-fn findings(facts: &Facts<'_>) -> Vec<Finding> {
-    match facts {
-        Facts::Live { tunnel, hub, since, report, conflict, .. } => {
+fn findings(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Vec<Finding> {
+    let registered = registered(known);
+    let credentials = credentials(known, facts, now);
+    let (tunnel, api_server, agent, policy, conflict, trouble) = match facts {
+        Facts::Live { tunnel, since, report, conflict, agent_version, .. } => {
             let connected = (
                 CONDITION_TUNNEL,
                 "True",
-                "Connected",
-                format!("tunnel {tunnel} to hub {hub} since {}", rfc3339(*since)),
+                Connected,
+                format!("tunnel {tunnel} to hub {} since {}", known.hub, rfc3339(*since)),
             );
-            let (api_server, ready) = judge(*report);
-            let conflict = match conflict {
-                None => (CONDITION_CONFLICT, "False", "OneAgent", "one agent serves this cluster".to_owned()),
-                Some(conflict) => (
-                    CONDITION_CONFLICT,
-                    "True",
-                    "SecondAgent",
-                    format!(
-                        "agent {} serves this cluster and agent {} was turned away: was the cluster cloned? re-register one of them",
-                        conflict.serving, conflict.refused
-                    ),
-                ),
-            };
-            let policy = report.ok().map(|report| report.policy.as_ref());
-            vec![ready, connected, api_server, policy_in_force(policy), conflict]
+            let (api_server, trouble) = judge(*report);
+            let policy = policy_in_force(report.ok().map(|report| report.policy.as_ref()));
+            let agent = agent_up_to_date(agent_version, known);
+            (connected, api_server, agent, policy, one_agent(conflict.as_ref()), trouble)
         }
-        Facts::Lost { since, denied, hub } => {
-            let (reason, message) = match since {
-                _ if *denied => ("ShutOut", "shut out by a person: spec.denied is true".to_owned()),
-                Some(since) => (
-                    "NotConnected",
-                    format!(
-                        "no tunnel since {}, says hub {hub}; look at its agent: kubectl -n clusternet-system logs deploy/clusternet-agent",
-                        rfc3339(*since)
-                    ),
-                ),
-                None => ("NeverConnected", "waiting for the agent's first connection".to_owned()),
-            };
-            vec![
-                (CONDITION_READY, "False", reason, message.clone()),
-                (CONDITION_TUNNEL, "False", reason, message),
-                (
-                    CONDITION_API_SERVER,
-                    "Unknown",
-                    "NotConnected",
-                    "cannot be asked without a tunnel".to_owned(),
-                ),
-                (CONDITION_POLICY, "Unknown", "NotConnected", "no agent is connected".to_owned()),
-                (CONDITION_CONFLICT, "Unknown", "NotConnected", "no agent is connected".to_owned()),
-            ]
+        Facts::Lost { since } => {
+            let (reason, message) = lost(*since, known);
+            let unknown = |type_, message: &str| (type_, "Unknown", NotConnected, message.to_owned());
+            let without = "no agent is connected; see TunnelConnected";
+            (
+                (CONDITION_TUNNEL, "False", reason, message.clone()),
+                unknown(CONDITION_API_SERVER, "cannot be asked without a tunnel; see TunnelConnected"),
+                unknown(CONDITION_AGENT, without),
+                unknown(CONDITION_POLICY, without),
+                unknown(CONDITION_CONFLICT, without),
+                Some(("False", reason, message)),
+            )
         }
+    };
+    let ready = match trouble {
+        _ if known.denied => (CONDITION_READY, "False", ShutOut, registered.3.clone()),
+        Some((status, reason, message)) => (CONDITION_READY, status, reason, message),
+        None => {
+            let concerns = concerns(facts, &[&credentials, &agent, &policy, &conflict]);
+            let message = format!("the tunnel is up and the cluster's API server answers{concerns}");
+            (CONDITION_READY, "True", Ready, message)
+        }
+    };
+    vec![ready, registered, tunnel, api_server, credentials, agent, policy, conflict]
+}
+
+/// What a person should see to although requests get through.
+fn concerns(facts: &Facts<'_>, parts: &[&Finding]) -> String {
+    let concern = |part: &&&Finding| {
+        let bad = if part.0 == CONDITION_CONFLICT { "True" } else { "False" };
+        part.1 == bad || matches!(part.2, Expiring | Closed)
+    };
+    let mut all: Vec<String> =
+        parts.iter().filter(concern).map(|part| format!("{} ({})", part.0, part.2.as_str())).collect();
+    if let Facts::Live { report: Ok(report), .. } = facts
+        && let Some(how) = report.impersonation.as_ref().filter(|how| !how.warnings.is_empty())
+    {
+        let count = how.warnings.len();
+        all.push(format!("{count} warning(s) about its agent's rights in status.impersonation"));
     }
+    if all.is_empty() { String::new() } else { format!("; look at {}", all.join(", ")) }
+}
+
+fn registered(known: &Known<'_>) -> Finding {
+    if known.denied {
+        let message = format!(
+            "a person has shut the cluster out (spec.denied); to let it in: kubectl towline approve {}",
+            known.name
+        );
+        return (CONDITION_REGISTERED, "False", ShutOut, message);
+    }
+    let message = match known.key {
+        "" => "a person let it in".to_owned(),
+        key => format!("a person let the agent with key {key} in"),
+    };
+    (CONDITION_REGISTERED, "True", Approved, message)
+}
+
+fn lost(since: Option<Timestamp>, known: &Known<'_>) -> (Reason, String) {
+    match since {
+        _ if known.denied => (ShutOut, registered(known).3),
+        Some(since) => (
+            NotConnected,
+            format!(
+                "no tunnel since {}, says hub {}; look at its agent: kubectl -n clusternet-system logs deploy/clusternet-agent",
+                rfc3339(since),
+                known.hub
+            ),
+        ),
+        None => (
+            NeverConnected,
+            "waiting for the agent's first connection; if it does not come: kubectl -n clusternet-system logs deploy/clusternet-agent"
+                .to_owned(),
+        ),
+    }
+}
+
+/// False means that the agent cannot come back by itself once its tunnel ends.
+fn credentials(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Finding {
+    let (status, reason, message) = match known.credential {
+        Some(credential) => {
+            let until = rfc3339(credential.expires);
+            let invite = format!("kubectl towline register {}", known.name);
+            if credential.expires <= now {
+                let message = format!(
+                    "the agent's credential ended at {until}: once it is not connected it cannot come back by itself; invite it again under the same name: {invite}"
+                );
+                ("False", Expired, message)
+            } else if credential.warn_from <= now {
+                let what = match facts {
+                    Facts::Live { .. } => {
+                        "it should have been renewed by now; the hub's log says why it was not".to_owned()
+                    }
+                    Facts::Lost { .. } => {
+                        format!("if the agent does not connect before, invite it again: {invite}")
+                    }
+                };
+                ("True", Expiring, format!("the agent's credential ends at {until}; {what}"))
+            } else {
+                ("True", Valid, format!("until {until}; it is renewed through the tunnel long before"))
+            }
+        }
+        None if matches!(facts, Facts::Lost { since: None }) => {
+            ("Unknown", NeverConnected, "the agent gets its credential when it comes".to_owned())
+        }
+        None => (
+            "Unknown",
+            NotReported,
+            "this agent does not say when its credential ends; the hub renews it at the next chance"
+                .to_owned(),
+        ),
+    };
+    (CONDITION_CREDENTIALS, status, reason, message)
+}
+
+/// The rule for versions: the same major version, and minor versions at most one apart, in either direction.
+fn agent_up_to_date(agent: &str, known: &Known<'_>) -> Finding {
+    let hub = known.hub_version;
+    let both = format!("agent {agent}, hub {hub}");
+    let again = format!("apply a new manifest in the cluster: kubectl towline register {}", known.name);
+    let (status, reason, message) = match (version(agent), version(hub)) {
+        (Some(theirs), Some(ours)) if theirs == ours => ("True", SameVersion, both),
+        (Some(theirs), Some(ours)) if theirs.0 == ours.0 && theirs.1.abs_diff(ours.1) == 1 => {
+            ("True", OneMinorApart, both)
+        }
+        (Some(theirs), Some(ours)) if theirs < ours => {
+            ("False", AgentTooOld, format!("{both}: more than one minor version apart; {again}"))
+        }
+        (Some(_), Some(_)) => {
+            ("False", AgentTooNew, format!("{both}: more than one minor version apart; update the hub"))
+        }
+        _ => ("Unknown", UnknownVersion, format!("{both}: no version that can be compared; {again}")),
+    };
+    (CONDITION_AGENT, status, reason, message)
+}
+
+/// Major and minor.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.strip_prefix('v').unwrap_or(text).split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn one_agent(conflict: Option<&Conflicting>) -> Finding {
+    let Some(conflict) = conflict else {
+        return (CONDITION_CONFLICT, "False", OneAgent, "one agent serves this cluster".to_owned());
+    };
+    let message = format!(
+        "agent {} serves this cluster and agent {} was turned away: was the cluster cloned? re-register one of them",
+        conflict.serving, conflict.refused
+    );
+    (CONDITION_CONFLICT, "True", SecondAgent, message)
 }
 
 /// What the agent says of its owner's policy. False means that what the owner wrote last does not hold.
 fn policy_in_force(policy: Option<Option<&PolicyStatus>>) -> Finding {
     let (status, reason, message) = match policy {
-        None => ("Unknown", "NoReport", "the agent does not say how its cluster is".to_owned()),
-        Some(None) => ("Unknown", "NotReported", "this agent knows no policy; update it".to_owned()),
+        None => ("Unknown", NoReport, "the agent does not say how its cluster is".to_owned()),
+        Some(None) => ("Unknown", NotReported, "this agent knows no policy; update it".to_owned()),
         Some(Some(policy)) if !policy.error.is_empty() => {
-            ("False", "Invalid", format!("{}; in force: {}", policy.error, policy.summary))
+            ("False", Invalid, format!("{}; in force: {}", policy.error, policy.summary))
         }
-        Some(Some(policy)) if policy.closed => ("True", "Closed", policy.summary.clone()),
-        Some(Some(policy)) if policy.source == "default" => ("True", "Default", policy.summary.clone()),
-        Some(Some(policy)) => ("True", "Configured", policy.summary.clone()),
+        Some(Some(policy)) if policy.closed => ("True", Closed, policy.summary.clone()),
+        Some(Some(policy)) if policy.source == "default" => ("True", DefaultPolicy, policy.summary.clone()),
+        Some(Some(policy)) => ("True", Configured, policy.summary.clone()),
     };
     (CONDITION_POLICY, status, reason, message)
 }
 
-/// What a report says of the child's API server and of the cluster as a whole.
-fn judge(report: Result<&AgentReport, &str>) -> (Finding, Finding) {
+/// What a report says of the child's API server, and what keeps requests from getting through, if something does.
+fn judge(report: Result<&AgentReport, &str>) -> (Finding, Option<(&'static str, Reason, String)>) {
     match report {
         Err(error) => {
             let message = format!("the agent does not say how its cluster is: {error}");
-            (
-                (CONDITION_API_SERVER, "Unknown", "NoReport", message.clone()),
-                (CONDITION_READY, "Unknown", "NoReport", message),
-            )
+            let unknown = (CONDITION_API_SERVER, "Unknown", NoReport, message.clone());
+            (unknown, Some(("Unknown", NoReport, message)))
         }
         Ok(report) if !report.api_server_error.is_empty() || report.kubernetes_version.is_empty() => {
             let message = format!("the agent does not reach its API server: {}", report.api_server_error);
-            (
-                (CONDITION_API_SERVER, "False", "Unreachable", message.clone()),
-                (CONDITION_READY, "False", "APIServerUnreachable", message),
-            )
+            let down = (CONDITION_API_SERVER, "False", Unreachable, message.clone());
+            (down, Some(("False", APIServerUnreachable, message)))
         }
         Ok(report) => {
-            let api_server = (
-                CONDITION_API_SERVER,
-                "True",
-                "Reachable",
-                format!("Kubernetes {}", report.kubernetes_version),
-            );
-            let ready = if !report.impersonation_error.is_empty() {
-                (
-                    "False",
-                    "ImpersonationFailed",
-                    format!("the agent cannot act as callers: {}", report.impersonation_error),
-                )
+            let message = format!("Kubernetes {}", report.kubernetes_version);
+            let trouble = if !report.impersonation_error.is_empty() {
+                let message = format!("the agent cannot act as callers: {}", report.impersonation_error);
+                Some(("False", ImpersonationFailed, message))
             } else if !report.readyz {
-                (
-                    "False",
-                    "APIServerNotReady",
-                    "the cluster's API server says that it is not ready".to_owned(),
-                )
+                let message = "the cluster's API server says that it is not ready; where it is: kubectl get --raw '/readyz?verbose'";
+                Some(("False", APIServerNotReady, message.to_owned()))
             } else {
-                let warnings = report.impersonation.as_ref().map_or(0, |how| how.warnings.len());
-                let look = match warnings {
-                    0 => String::new(),
-                    count => format!("; {count} warning(s) about its agent's rights in status.impersonation"),
-                };
-                ("True", "Ready", format!("the tunnel is up and the cluster's API server answers{look}"))
+                None
             };
-            (api_server, (CONDITION_READY, ready.0, ready.1, ready.2))
+            ((CONDITION_API_SERVER, "True", Reachable, message), trouble)
         }
     }
+}
+
+/// As Kubernetes writes durations, rounded up to a millisecond.
+fn milliseconds(took: Duration) -> String {
+    format!("{}ms", took.as_micros().div_ceil(1000).max(1))
 }
 
 fn rfc3339(at: Timestamp) -> String {
@@ -241,155 +456,4 @@ fn whole_second(at: Timestamp) -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests {
-    use api::cluster::{ImpersonationStatus, NodeStatistics};
-
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_900_000_000 + second).unwrap()
-    }
-
-    fn good() -> AgentReport {
-        AgentReport {
-            kubernetes_version: "v1.36.0".to_owned(),
-            healthz: true,
-            livez: true,
-            readyz: true,
-            nodes: NodeStatistics { ready_nodes: 3, not_ready_nodes: 1, unknown_nodes: 0 },
-            capacity: [("cpu".to_owned(), "8".to_owned())].into(),
-            ..AgentReport::default()
-        }
-    }
-
-    fn live<'a>(report: Result<&'a AgentReport, &'a str>) -> Facts<'a> {
-        Facts::Live { tunnel: "t1", hub: "h1", since: at(0), agent_version: "0.1.0", report, conflict: None }
-    }
-
-    fn seen<'a>(status: &'a ManagedClusterStatus, type_: &str) -> (&'a str, &'a str, Timestamp) {
-        let condition = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
-        (&condition.status, &condition.reason, condition.last_transition_time.0)
-    }
-
-    #[test]
-    fn ready_is_the_truth_about_tunnel_and_cluster() {
-        let down =
-            AgentReport { api_server_error: "connection refused".to_owned(), ..AgentReport::default() };
-        let not_ready = AgentReport { readyz: false, ..good() };
-        let no_rights = AgentReport { impersonation_error: "may not impersonate users".to_owned(), ..good() };
-        let good = good();
-        let lost = Facts::Lost { since: Some(at(0)), denied: false, hub: "h1" };
-        let never = Facts::Lost { since: None, denied: false, hub: "h1" };
-        let shut_out = Facts::Lost { since: Some(at(0)), denied: true, hub: "h1" };
-        for (facts, ready, tunnel, api_server) in [
-            (live(Ok(&good)), ("True", "Ready"), "True", "True"),
-            (live(Ok(&not_ready)), ("False", "APIServerNotReady"), "True", "True"),
-            (live(Ok(&no_rights)), ("False", "ImpersonationFailed"), "True", "True"),
-            (live(Ok(&down)), ("False", "APIServerUnreachable"), "True", "False"),
-            (live(Err("timeout")), ("Unknown", "NoReport"), "True", "Unknown"),
-            (lost, ("False", "NotConnected"), "False", "Unknown"),
-            (never, ("False", "NeverConnected"), "False", "Unknown"),
-            (shut_out, ("False", "ShutOut"), "False", "Unknown"),
-        ] {
-            let status = status_of(&ManagedClusterStatus::default(), &facts, at(9));
-            assert_eq!((seen(&status, "Ready").0, seen(&status, "Ready").1), ready);
-            assert_eq!(seen(&status, "TunnelConnected").0, tunnel);
-            assert_eq!(seen(&status, "APIServerReachable").0, api_server);
-        }
-    }
-
-    #[test]
-    fn a_transition_time_moves_only_with_the_status() {
-        let good = good();
-        let first = status_of(&ManagedClusterStatus::default(), &live(Ok(&good)), at(10));
-        let second = status_of(&first, &live(Ok(&good)), at(20));
-        assert_eq!(seen(&second, "Ready").2, at(10));
-        assert_eq!(second.last_observed_time.as_ref().unwrap().0, at(20));
-        let lost = status_of(&second, &Facts::Lost { since: Some(at(25)), denied: false, hub: "h1" }, at(30));
-        assert_eq!(seen(&lost, "Ready").2, at(30));
-        assert_eq!(lost.last_observed_time, second.last_observed_time, "nobody heard from it");
-    }
-
-    #[test]
-    fn a_lost_cluster_keeps_what_it_is_and_loses_how_it_does() {
-        let good = good();
-        let before = status_of(&ManagedClusterStatus::default(), &live(Ok(&good)), at(10));
-        assert_eq!((before.nodes.as_str(), before.k8s_version.as_str()), ("3/4", "v1.36.0"));
-        let lost = status_of(&before, &Facts::Lost { since: None, denied: false, hub: "h1" }, at(30));
-        assert_eq!((lost.nodes.as_str(), lost.k8s_version.as_str()), ("3/4", "v1.36.0"));
-        assert!(!lost.healthz && !lost.livez && !lost.readyz);
-    }
-
-    #[test]
-    fn how_the_agent_acts_as_callers_is_shown_with_what_to_look_at() {
-        let how = |warnings: &[&str]| {
-            let warnings = warnings.iter().map(|&warning| warning.to_owned()).collect();
-            let how = ImpersonationStatus { mode: "constrained (KEP-5284)".to_owned(), warnings };
-            let report = AgentReport { impersonation: Some(how), ..good() };
-            let status = status_of(&ManagedClusterStatus::default(), &live(Ok(&report)), at(1));
-            assert_eq!(status.impersonation, report.impersonation);
-            let ready = status.conditions.into_iter().find(|one| one.type_ == CONDITION_READY).unwrap();
-            assert_eq!(ready.status, "True");
-            ready.message
-        };
-        assert!(!how(&[]).contains("warning"));
-        assert!(how(&["it may read Secrets"]).contains("1 warning(s)"));
-        let gone = status_of(
-            &ManagedClusterStatus {
-                impersonation: Some(ImpersonationStatus::default()),
-                ..ManagedClusterStatus::default()
-            },
-            &live(Ok(&good())),
-            at(1),
-        );
-        assert_eq!(gone.impersonation, None);
-    }
-
-    #[test]
-    fn the_owners_policy_is_shown_with_what_is_wrong_about_it() {
-        let said = |policy: Option<PolicyStatus>| {
-            let report = AgentReport { policy, ..good() };
-            let status = status_of(&ManagedClusterStatus::default(), &live(Ok(&report)), at(2));
-            assert_eq!(status.policy, report.policy);
-            let (status, reason, _) = seen(&status, CONDITION_POLICY);
-            (status.to_owned(), reason.to_owned())
-        };
-        let found = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
-        let policy = PolicyStatus { source: "configmap".to_owned(), ..PolicyStatus::default() };
-        assert_eq!(said(None), found("Unknown", "NotReported"));
-        assert_eq!(said(Some(policy.clone())), found("True", "Configured"));
-        let default = PolicyStatus { source: "default".to_owned(), ..policy.clone() };
-        assert_eq!(said(Some(default)), found("True", "Default"));
-        assert_eq!(said(Some(PolicyStatus { closed: true, ..policy.clone() })), found("True", "Closed"));
-        let invalid = PolicyStatus { error: "line 3: preset".to_owned(), closed: true, ..policy };
-        assert_eq!(said(Some(invalid)), found("False", "Invalid"));
-        let lost = Facts::Lost { since: None, denied: false, hub: "h1" };
-        assert_eq!(
-            seen(&status_of(&ManagedClusterStatus::default(), &lost, at(3)), CONDITION_POLICY).0,
-            "Unknown"
-        );
-    }
-
-    #[test]
-    fn conditions_of_others_are_kept() {
-        let other = Condition {
-            type_: "Backup".to_owned(),
-            status: "True".to_owned(),
-            reason: "Done".to_owned(),
-            message: String::new(),
-            last_transition_time: Time(at(1)),
-            observed_generation: None,
-        };
-        let good = good();
-        let all = conditions(std::slice::from_ref(&other), &live(Ok(&good)), at(2));
-        assert_eq!((all.len(), all.last()), (6, Some(&other)));
-    }
-
-    #[test]
-    fn absurd_numbers_do_no_harm() {
-        let nodes = NodeStatistics { ready_nodes: u32::MAX, not_ready_nodes: u32::MAX, unknown_nodes: 1 };
-        let report = AgentReport { nodes, ..good() };
-        let status = status_of(&ManagedClusterStatus::default(), &live(Ok(&report)), at(2));
-        assert_eq!(status.nodes, format!("{0}/{0}", u32::MAX));
-    }
-}
+mod tests;
