@@ -75,6 +75,8 @@ pub enum Command {
     Approve(Approve),
     /// Turn away a cluster that has asked to join, or shut out one that is registered
     Deny(Deny),
+    /// Give a cluster another name; its id, tunnel, roles and tokens stay
+    Rename(Rename),
     /// Remove a cluster from the hub; works also when the cluster is gone
     Unregister(Unregister),
     /// Write a kubeconfig for one cluster, made from your own or with a token of its own (--role), or what another tool
@@ -240,6 +242,17 @@ pub struct Deny {
     /// Say what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `rename`
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// Name or id of the cluster
+    #[arg(value_name = "OLD")]
+    pub cluster: ClusterId,
+    /// The new name: a-z, 0-9 and '-', at most 60
+    #[arg(value_name = "NEW")]
+    pub new: ClusterName,
 }
 
 /// `unregister`
@@ -513,6 +526,8 @@ mod tests {
             "register a --label clusternet.io/x=y",
             "register a --force",
             "approve",
+            "rename a",
+            "rename a B_c",
             "approve ../x",
             "clusters -o xml",
             "kubeconfig a --cluster-id */b",

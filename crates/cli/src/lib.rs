@@ -34,6 +34,7 @@ mod merge;
 mod out_file;
 mod output;
 mod register;
+mod rename;
 mod status;
 mod token_cache;
 mod unregister;
@@ -73,6 +74,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Approve(args) => approve::approve(&Session::open(&global).await?, &args).await,
         Command::Deny(args) => approve::deny(&Session::open(&global).await?, &args).await,
         Command::Doctor(args) => Box::pin(doctor::run(&global, &args)).await,
+        Command::Rename(args) => rename::run(&Session::open(&global).await?, &args).await,
         Command::Unregister(args) => unregister::run(&Session::open(&global).await?, &args).await,
     }
 }
