@@ -7,6 +7,7 @@ mod gateway;
 mod harmless;
 mod identity;
 mod joining;
+mod objects;
 mod seats;
 mod streams;
 mod verbs;
@@ -28,6 +29,8 @@ fn main() -> anyhow::Result<ExitCode> {
                 joining::a_used_invitation_is_refused_with_a_message_that_says_so,
                 joining::applying_the_manifest_again_changes_nothing,
                 joining::no_credential_stands_in_an_object_of_the_parent,
+                objects::kubectl_alone_tells_how_a_cluster_is_and_how_it_came_in,
+                objects::a_rename_keeps_id_tunnel_roles_tokens_and_open_streams,
                 streams::a_long_watch_begins,
                 verbs::get_list_and_raw_paths_work,
                 verbs::apply_server_side_apply_patch_and_delete_work,
@@ -68,6 +71,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 faults::a_killed_hub_ends_what_was_open_and_agents_come_back,
                 faults::an_offline_cluster_is_refused_within_a_second_and_says_since_when,
                 cli::the_doctor_names_an_agent_that_is_scaled_to_zero,
+                objects::a_lost_cluster_shows_no_old_truth,
                 faults::a_silent_link_is_noticed_and_mends,
                 harmless::the_parent_stays_well_while_no_tunnel_is_up,
                 harmless::a_starting_hub_never_answers_404_to_the_parent,
