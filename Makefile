@@ -58,8 +58,15 @@ binaries: prerequisites ## static binaries of hub, agent and command line, and o
 	$(STATIC_ENV) cargo build --locked --release --target $(TARGET) -p hub -p agent -p cli -p tests --bins
 
 .PHONY: manifests
-manifests: ## write deploy/crds.yaml anew from the types
+manifests: prerequisites ## write deploy/crds.yaml anew from the types, and deploy/hub.yaml from its chart
 	cargo run --quiet --locked -p api --bin crdgen > deploy/crds.yaml
+	hack/charts.sh render
+
+.PHONY: charts
+charts: prerequisites ## lint the charts, compare deploy/ with them
+	hack/charts.sh check
+
+test: charts
 
 .PHONY: prerequisites
 prerequisites:

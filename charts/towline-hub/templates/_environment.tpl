@@ -1,0 +1,61 @@
+{{/*
+The hub's environment: one variable for each value that differs from what the hub does by itself
+(crates/hub/src/config.rs, crates/hub/src/limits.rs). A list of name and value, as YAML.
+*/}}
+{{- define "towline-hub.environment" -}}
+{{- $env := list
+      (list "PUBLIC_URL" .Values.publicURL)
+      (list "INTRANET_URL" .Values.intranetURL)
+      (list "AGENT_IMAGE" (include "towline-hub.agentImage" .))
+      (list "SHUTDOWN_DELAY" .Values.shutdown.delay)
+      (list "SHUTDOWN_GRACE" .Values.shutdown.grace)
+      (list "MAX_INVITATION_TTL" .Values.maxInvitationTTL)
+      (list "MAX_CREDENTIAL_TTL" .Values.maxCredentialTTL)
+      (list "AUDIT_LOG" (eq .Values.audit.log "-" | ternary "" .Values.audit.log))
+      (list "LOG_FORMAT" .Values.log.format)
+      (list "LOG_FILTER" .Values.log.filter)
+      (list "MAX_IN_FLIGHT" .Values.limits.maxInFlight)
+      (list "MAX_IN_FLIGHT_PER_USER" .Values.limits.maxInFlightPerUser)
+      (list "MAX_IN_FLIGHT_PER_CLUSTER" .Values.limits.maxInFlightPerCluster)
+      (list "MAX_RATE_PER_USER" .Values.limits.maxRatePerUser)
+      (list "MAX_RATE_PER_CLUSTER" .Values.limits.maxRatePerCluster)
+      (list "MAX_HEADER_BYTES" .Values.limits.maxHeaderBytes)
+      (list "MAX_HEADER_LINES" .Values.limits.maxHeaderLines)
+      (list "REQUEST_HEAD_TIMEOUT" .Values.limits.requestHeadTimeout)
+      (list "ANSWER_TIMEOUT" .Values.limits.answerTimeout)
+      (list "STREAM_IDLE_TIMEOUT" .Values.limits.streamIdleTimeout)
+      (list "RECHECK_INTERVAL" .Values.limits.recheckInterval)
+      (list "MAX_TUNNEL_AGE" .Values.limits.maxTunnelAge) -}}
+{{- if .Values.bindAddress -}}
+{{- $env = append $env (list "LISTEN" (include "towline-hub.listen" (dict "address" .Values.bindAddress "port" 8443))) -}}
+{{- end -}}
+{{- if .Values.mapServiceAccounts -}}
+{{- $env = append $env (list "MAP_SERVICE_ACCOUNTS" "true") -}}
+{{- end -}}
+{{- if or .Values.parentCA.pem .Values.parentCA.configMap -}}
+{{- $env = append $env (list "PARENT_CA_FILE" (printf "/etc/towline/parent-ca/%s" .Values.parentCA.key)) -}}
+{{- end -}}
+{{- with .Values.gateway -}}
+{{- if .enabled -}}
+{{- $listen := include "towline-hub.listen" (dict "address" $.Values.bindAddress "port" 8444) -}}
+{{- $env = concat $env (list
+      (list "GATEWAY_LISTEN" $listen)
+      (list "GATEWAY_CERT_FILE" "/etc/towline/gateway/tls.crt")
+      (list "GATEWAY_KEY_FILE" "/etc/towline/gateway/tls.key")
+      (list "GATEWAY_URL" .url)
+      (list "GATEWAY_DOMAIN" .domain)) -}}
+{{- if .ca.fromCertificate -}}
+{{- $env = append $env (list "GATEWAY_CA_FILE" "/etc/towline/gateway/ca.crt") -}}
+{{- else if .ca.configMap -}}
+{{- $env = append $env (list "GATEWAY_CA_FILE" (printf "/etc/towline/gateway-ca/%s" .ca.key)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $env }}
+{{- $value := index . 1 }}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
+- name: TOWLINE_{{ index . 0 }}
+  value: {{ kindIs "float64" $value | ternary (printf "%.0f" (float64 $value)) (toString $value) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
