@@ -165,13 +165,15 @@ async fn merged(global: &Global, args: &Kubeconfig, wanted: &Wanted, switch: boo
     }
     let plan = merge.plan(&name, switch);
     merge.put(&name, &made, parent_context(global)?.as_deref(), switch)?;
-    let backup = merge.finish()?;
-    let kept =
-        backup.map(|backup| format!("; what was there before is {}", word(&backup))).unwrap_or_default();
-    say(&format!("Done: {plan} in {}{kept}.", word(&path)));
+    let finished = merge.finish();
+    // Also if the file could not be written: then the token has to be ended by hand.
     if let Some(told) = told {
         say(&told);
     }
+    let backup = finished?;
+    let kept =
+        backup.map(|backup| format!("; what was there before is {}", word(&backup))).unwrap_or_default();
+    say(&format!("Done: {plan} in {}{kept}.", word(&path)));
     say(&format!("next:  {}", after_merge(global, args, &path, &name, switch)));
     Ok(())
 }
