@@ -7,6 +7,7 @@ mod gateway;
 mod harmless;
 mod identity;
 mod joining;
+mod kubeconfigs;
 mod objects;
 mod seats;
 mod streams;
@@ -52,6 +53,9 @@ fn main() -> anyhow::Result<ExitCode> {
             gateway::a_kubeconfig_of_the_hub_has_one_role_in_one_cluster,
             gateway::a_revoked_kubeconfig_ends_within_five_seconds,
             gateway::a_manifest_is_fetched_once_and_only_from_whoever_holds_the_pinned_key,
+                kubeconfigs::every_format_that_kubectl_can_run_reaches_the_child,
+                kubeconfigs::a_kubeconfig_with_a_command_gets_short_tokens_and_keeps_them,
+                kubeconfigs::what_stands_in_a_kubeconfig_outlives_use_and_merge,
             streams::logs_follow,
                 streams::exec_carries_stdin_and_the_exit_code_over_spdy,
                 streams::exec_and_port_forward_work_with_kubectls_default_transport,

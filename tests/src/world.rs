@@ -234,6 +234,11 @@ impl World {
         Ok(stdout)
     }
 
+    /// Where `kubectl-towline` is.
+    pub fn cli_path(&self) -> &Path {
+        &self.towline.cli
+    }
+
     /// The same as the user of a kubeconfig, whatever the exit code.
     ///
     /// # Errors

@@ -111,7 +111,12 @@ async fn nobody_hands_out_more_than_they_may_do_and_what_is_refused_leaves_nothi
     let long = 30 * 24 * 3600;
     for (user, spec, code, names) in [
         ("alice", json!({ "cluster": "edge-1", "role": "admin" }), 403, "cannot hand it out"),
-        ("alice", json!({ "cluster": "edge-1", "role": "edit", "service": "argo" }), 403, "cannot hand it out"),
+        (
+            "alice",
+            json!({ "cluster": "edge-1", "role": "edit", "service": "argo" }),
+            403,
+            "cannot hand it out",
+        ),
         ("alice", json!({ "cluster": "edge-2" }), 403, "edge-2"),
         ("alice", json!({ "cluster": "c2" }), 403, "c2"),
         ("bob", json!({ "cluster": "edge-1", "role": "view" }), 403, "edge-1"),
