@@ -153,6 +153,9 @@ pub(crate) async fn access_names_who_refuses(world: &mut World) -> Outcome {
     let listed = world.cli(&["access", CHILD]).await?;
     let line = listed.lines().find(|line| line.starts_with("visitor-of-access")).context("the visitor")?;
     ensure!(line.contains("User") && line.contains(" own "), "{line}");
+    // Who may use a cluster and not look it up gets as far as the cluster.
+    let doctor = world.cli_as(&visitor, &["doctor", &id]).await?;
+    ensure!(doctor.code == 0 && doctor.stdout.contains("ok    child api "), "{doctor:?}");
     let hidden = world.cli_as(&visitor, &["access", &id]).await?;
     ensure!(hidden.code == 4 && hidden.stderr.contains("can-i"), "{hidden:?}");
 
