@@ -24,12 +24,13 @@ const API_SERVICES: [&str; 2] = ["v1alpha1.proxies.clusternet.io", "v1alpha1.acc
 /// Where the hub's Deployment is.
 const HUB: &str = "/apis/apps/v1/namespaces/clusternet-system/deployments/clusternet-hub";
 
-/// Who the parent takes the caller for. Servers before 1.28 cannot say; that they answer at all is the point.
+/// Who the parent takes the caller for. Servers before 1.28 cannot say (and RBAC there refuses what does not exist); that
+/// they answer at all is the point.
 pub(crate) async fn authentication(client: &Client, limit: Duration) -> Finding {
     let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview" });
     let first = post(client, "/apis/authentication.k8s.io/v1/selfsubjectreviews", &review, limit).await;
     if let Ok(Answer { status, .. }) = &first
-        && status.as_u16() == 404
+        && matches!(status.as_u16(), 403 | 404)
     {
         let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
                              "spec": { "nonResourceAttributes": { "path": "/version", "verb": "get" } } });
