@@ -133,10 +133,12 @@ pub(crate) async fn decide(
             return Err(Refusal::NotFound("there is nothing here".to_owned()));
         }
     };
-    let formerly = name.as_ref().and_then(|name| hub.catalog.formerly(name));
+    let named = name.as_ref().and_then(|name| hub.catalog.named(name));
+    let formerly = name.as_ref().filter(|_| named.is_none()).and_then(|name| hub.catalog.formerly(name));
     let cluster = match (&name, &shown) {
-        (Some(_), _) if formerly.is_some() => formerly.as_ref().map(|cluster| cluster.id.clone()),
-        (Some(name), _) => hub.catalog.named(name).or_else(|| name.as_str().parse().ok()),
+        (Some(name), _) => named
+            .or_else(|| formerly.as_ref().map(|cluster| cluster.id.clone()))
+            .or_else(|| name.as_str().parse().ok()),
         (None, Ok(Shown::Issued(issued))) => Some(issued.cluster().clone()),
         (None, _) => None,
     };
