@@ -63,8 +63,9 @@ manifests: prerequisites ## write deploy/crds.yaml anew from the types, and depl
 	hack/charts.sh render
 
 .PHONY: charts
-charts: prerequisites ## lint the charts, compare deploy/ with them
+charts: prerequisites ## lint the charts, render them with values good and bad, compare deploy/ with them
 	hack/charts.sh check
+	cargo test --locked -p tests --test charts
 
 test: charts
 
