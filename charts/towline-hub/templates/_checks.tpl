@@ -56,8 +56,8 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- if and $certificate.existingSecret $certificate.certManager.enabled -}}
 {{- $wrong = append $wrong "gateway.certificate.existingSecret and gateway.certificate.certManager.enabled are both set: keep one of them" -}}
 {{- end -}}
-{{- if eq $certificate.existingSecret "clusternet-hub-tls" -}}
-{{- $wrong = append $wrong "gateway.certificate.existingSecret is clusternet-hub-tls, which the hub writes for the parent's aggregator: use a Secret of its own" -}}
+{{- if has $certificate.existingSecret (list "clusternet-hub-tls" "clusternet-hub-gateway-tls") -}}
+{{- $wrong = append $wrong (printf "gateway.certificate.existingSecret is %s, which the hub writes itself: use a Secret of another name" $certificate.existingSecret) -}}
 {{- end -}}
 {{- if and $certificate.certManager.enabled (not $certificate.certManager.issuerRef.name) -}}
 {{- $wrong = append $wrong "gateway.certificate.certManager.issuerRef.name is missing: name the Issuer or ClusterIssuer" -}}

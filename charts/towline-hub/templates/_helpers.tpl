@@ -97,9 +97,9 @@ imagePullSecrets:
 {{- join "\n" $hosts -}}
 {{- end }}
 
-{{/* The Secret with the gateway's certificate. */}}
+{{/* The Secret with the gateway's certificate. Not clusternet-hub-gateway-tls: names with -tls are for what the hub makes itself. */}}
 {{- define "towline-hub.gatewaySecret" -}}
-{{- default "clusternet-hub-gateway-tls" .Values.gateway.certificate.existingSecret -}}
+{{- default "clusternet-hub-gateway-cert" .Values.gateway.certificate.existingSecret -}}
 {{- end }}
 
 {{- define "towline-hub.parentCAConfigMap" -}}
