@@ -26,11 +26,21 @@ the value's path, why, and what to do.
 {{- with $both -}}
 {{- $wrong = append $wrong (printf "set beside registration.existingSecret: %s. What is in the Secret holds, so leave them out" (join ", " .)) -}}
 {{- end -}}
-{{- with $registration.ca -}}
+{{- range list "gatewayURL" "gatewayCA" -}}
+{{- if and $registration.existingSecret (index $registration .) -}}
+{{- $wrong = append $wrong (printf "set beside registration.existingSecret: registration.%s. What is in the Secret holds, so leave it out" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if ne (empty $registration.gatewayURL) (empty $registration.gatewayCA) -}}
+{{- $wrong = append $wrong "registration.gatewayURL and registration.gatewayCA belong together: set both as the invitation has them, or neither" -}}
+{{- end -}}
+{{- range $name := list "ca" "gatewayCA" -}}
+{{- with index $registration $name -}}
 {{- if contains "PRIVATE KEY" . -}}
-{{- $wrong = append $wrong "registration.ca holds a private key: give the certificates alone" -}}
+{{- $wrong = append $wrong (printf "registration.%s holds a private key: give the certificates alone" $name) -}}
 {{- else if not (contains "-----BEGIN CERTIFICATE-----" .) -}}
-{{- $wrong = append $wrong "registration.ca holds no certificate: it has to be PEM, with -----BEGIN CERTIFICATE----- (in agent.yaml it stands in base64)" -}}
+{{- $wrong = append $wrong (printf "registration.%s holds no certificate: it has to be PEM, with -----BEGIN CERTIFICATE----- (in agent.yaml it stands in base64)" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $registration.existingSecret "parent-cluster" -}}

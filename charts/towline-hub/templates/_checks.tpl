@@ -50,8 +50,18 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- $gateway := $v.gateway -}}
 {{- if $gateway.enabled -}}
 {{- $certificate := $gateway.certificate -}}
-{{- if and (not $certificate.existingSecret) (not $certificate.certManager.enabled) -}}
-{{- $wrong = append $wrong "gateway.enabled needs a certificate: name a Secret of type kubernetes.io/tls in clusternet-system with gateway.certificate.existingSecret, or set gateway.certificate.certManager.enabled" -}}
+{{- if not (include "towline-hub.gatewayHasFiles" .) -}}
+{{- if not (or $gateway.url $gateway.domain) -}}
+{{- $wrong = append $wrong "gateway.enabled needs a name or a certificate: set gateway.url or gateway.domain, and the hub makes one for them; or name a Secret of type kubernetes.io/tls in clusternet-system with gateway.certificate.existingSecret" -}}
+{{- end -}}
+{{- if or $gateway.ca.fromCertificate $gateway.ca.configMap -}}
+{{- $wrong = append $wrong "gateway.ca is set, and the hub makes the gateway's certificate and knows its CA: leave it out, or set gateway.certificate" -}}
+{{- end -}}
+{{- else if and $gateway.forAgents (not $gateway.ca.fromCertificate) (not $gateway.ca.configMap) -}}
+{{- $wrong = append $wrong "gateway.forAgents needs the CA of the certificate, since agents believe no other: set gateway.ca.fromCertificate or gateway.ca.configMap" -}}
+{{- end -}}
+{{- if and $gateway.forAgents (not $gateway.url) -}}
+{{- $wrong = append $wrong "gateway.forAgents needs gateway.url: it is what agents dial" -}}
 {{- end -}}
 {{- if and $certificate.existingSecret $certificate.certManager.enabled -}}
 {{- $wrong = append $wrong "gateway.certificate.existingSecret and gateway.certificate.certManager.enabled are both set: keep one of them" -}}
@@ -91,7 +101,7 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- end -}}
 {{- end -}}
 {{- else -}}
-{{- range $path, $set := dict "url" $gateway.url "domain" $gateway.domain "certificate.existingSecret" $gateway.certificate.existingSecret "certificate.certManager.enabled" $gateway.certificate.certManager.enabled "ingress.enabled" $gateway.ingress.enabled "route.enabled" $gateway.route.enabled "ca.configMap" $gateway.ca.configMap "ca.fromCertificate" $gateway.ca.fromCertificate -}}
+{{- range $path, $set := dict "url" $gateway.url "domain" $gateway.domain "certificate.existingSecret" $gateway.certificate.existingSecret "certificate.certManager.enabled" $gateway.certificate.certManager.enabled "ingress.enabled" $gateway.ingress.enabled "route.enabled" $gateway.route.enabled "ca.configMap" $gateway.ca.configMap "ca.fromCertificate" $gateway.ca.fromCertificate "forAgents" $gateway.forAgents -}}
 {{- if $set -}}
 {{- $wrong = append $wrong (printf "gateway.%s is set, but gateway.enabled is not: set gateway.enabled: true, or leave it out" $path) -}}
 {{- end -}}
@@ -122,7 +132,7 @@ value's path, why, and what to do. The hub checks its own flags again when it st
       "listen" "bindAddress" "gateway-listen" "gateway.enabled" "gateway-cert-file" "gateway.certificate" "gateway-key-file" "gateway.certificate"
       "gateway-url" "gateway.url" "gateway-ca-file" "gateway.ca" "gateway-domain" "gateway.domain" "max-credential-ttl" "maxCredentialTTL"
       "public-url" "publicURL" "intranet-url" "intranetURL" "parent-ca-file" "parentCA" "agent-image" "agentImage"
-      "map-service-accounts" "mapServiceAccounts" "max-invitation-ttl" "maxInvitationTTL" "shutdown-delay" "shutdown.delay"
+      "map-service-accounts" "mapServiceAccounts" "agents-use-gateway" "gateway.forAgents" "max-invitation-ttl" "maxInvitationTTL" "shutdown-delay" "shutdown.delay"
       "shutdown-grace" "shutdown.grace" "audit-log" "audit.log" "log-format" "log.format" "log-filter" "log.filter"
       "max-in-flight" "limits.maxInFlight" "max-in-flight-per-user" "limits.maxInFlightPerUser" "max-in-flight-per-cluster" "limits.maxInFlightPerCluster"
       "max-rate-per-user" "limits.maxRatePerUser" "max-rate-per-cluster" "limits.maxRatePerCluster" "max-header-bytes" "limits.maxHeaderBytes"

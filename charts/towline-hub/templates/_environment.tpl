@@ -40,10 +40,16 @@ The hub's environment: one variable for each value that differs from what the hu
 {{- $listen := include "towline-hub.listen" (dict "address" $.Values.bindAddress "port" 8444) -}}
 {{- $env = concat $env (list
       (list "GATEWAY_LISTEN" $listen)
-      (list "GATEWAY_CERT_FILE" "/etc/towline/gateway/tls.crt")
-      (list "GATEWAY_KEY_FILE" "/etc/towline/gateway/tls.key")
       (list "GATEWAY_URL" .url)
       (list "GATEWAY_DOMAIN" .domain)) -}}
+{{- if .forAgents -}}
+{{- $env = append $env (list "AGENTS_USE_GATEWAY" "true") -}}
+{{- end -}}
+{{- if include "towline-hub.gatewayHasFiles" $ -}}
+{{- $env = concat $env (list
+      (list "GATEWAY_CERT_FILE" "/etc/towline/gateway/tls.crt")
+      (list "GATEWAY_KEY_FILE" "/etc/towline/gateway/tls.key")) -}}
+{{- end -}}
 {{- if .ca.fromCertificate -}}
 {{- $env = append $env (list "GATEWAY_CA_FILE" "/etc/towline/gateway/ca.crt") -}}
 {{- else if .ca.configMap -}}

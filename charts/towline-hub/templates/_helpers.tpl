@@ -97,6 +97,11 @@ imagePullSecrets:
 {{- join "\n" $hosts -}}
 {{- end }}
 
+{{/* Something, if the gateway's certificate comes from a Secret; the hub makes one otherwise. */}}
+{{- define "towline-hub.gatewayHasFiles" -}}
+{{- with .Values.gateway.certificate }}{{ if or .existingSecret .certManager.enabled }}yes{{ end }}{{ end -}}
+{{- end }}
+
 {{/* The Secret with the gateway's certificate. Not clusternet-hub-gateway-tls: names with -tls are for what the hub makes itself. */}}
 {{- define "towline-hub.gatewaySecret" -}}
 {{- default "clusternet-hub-gateway-cert" .Values.gateway.certificate.existingSecret -}}

@@ -4,7 +4,7 @@
 - name: parent-ca
   configMap: {name: {{ include "towline-hub.parentCAConfigMap" . }}, optional: false}
 {{- end }}
-{{- if .Values.gateway.enabled }}
+{{- if and .Values.gateway.enabled (include "towline-hub.gatewayHasFiles" .) }}
 # The whole Secret and no subPath: a renewed certificate reaches the file, and the hub reads it again every 30 s. Mode 0440.
 - name: gateway
   secret: {secretName: {{ include "towline-hub.gatewaySecret" . }}, optional: false, defaultMode: 288}
@@ -22,7 +22,7 @@
 {{- if or .Values.parentCA.pem .Values.parentCA.configMap }}
 - {name: parent-ca, mountPath: /etc/towline/parent-ca, readOnly: true}
 {{- end }}
-{{- if .Values.gateway.enabled }}
+{{- if and .Values.gateway.enabled (include "towline-hub.gatewayHasFiles" .) }}
 - {name: gateway, mountPath: /etc/towline/gateway, readOnly: true}
 {{- if .Values.gateway.ca.configMap }}
 - {name: gateway-ca, mountPath: /etc/towline/gateway-ca, readOnly: true}
