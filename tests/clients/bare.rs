@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tests::binaries::Binaries;
 use tests::clusters::{Child, Parent};
+use tests::gateway::Gateway;
 use tests::kubectl::Kubectl;
 use tests::process::{Process, Program, wait_until};
 use tests::scratch::Scratch;
@@ -25,6 +26,8 @@ pub(crate) struct Bare {
     pub(crate) child: Child,
     _hub: Process,
     _parent: Parent,
+    /// `kubectl towline` as the parent's administrator.
+    pub(crate) cli: Kubectl,
     pub(crate) through: Kubectl,
     pub(crate) scratch: Scratch,
 }
@@ -32,7 +35,8 @@ pub(crate) struct Bare {
 impl Bare {
     /// Starts everything and lets the child join.
     pub(crate) async fn start(binaries: &Binaries, scratch: Scratch) -> Result<Self> {
-        let towline = Towline::find()?;
+        let mut towline = Towline::find()?;
+        towline.hub_arguments.extend(Gateway::create(&scratch, free_port()?)?.arguments());
         let parent = Parent::start(binaries, &scratch, None).await?;
         let port = free_port()?;
         install_hub(&parent, port).await?;
@@ -60,7 +64,7 @@ impl Bare {
         let path = scratch.directory("kubeconfigs")?.join(format!("{CHILD}.kubeconfig"));
         std::fs::write(&path, cli.ok(&["kubeconfig", CHILD]).await?)?;
         let through = Kubectl::new(binaries, &scratch, &path);
-        Ok(Self { _agent: agent, child, _hub: hub, _parent: parent, through, scratch })
+        Ok(Self { _agent: agent, child, _hub: hub, _parent: parent, cli, through, scratch })
     }
 }
 

@@ -18,6 +18,8 @@ const SOON: Duration = Duration::from_secs(30);
 pub(crate) struct Client {
     /// Of the version that is tried, by the way that is tried.
     pub(crate) kubectl: Kubectl,
+    /// The same by an address without a path, if there is one.
+    pub(crate) by_root: Option<Kubectl>,
     /// Writes into the child, for a watch to see.
     pub(crate) writer: Kubectl,
     /// curl on the side where `kubectl` runs: it reaches what a port-forward opens there.
@@ -41,9 +43,13 @@ pub(crate) enum Command {
     Exec,
     Copy,
     PortForward,
+    Proxy,
+    Root,
 }
 
 impl Command {
+    /// At the gateway alone: what a tool does that drops the path of an address, as `kubectl proxy` does by itself.
+    pub(crate) const GATEWAY: [Self; 2] = [Self::Proxy, Self::Root];
     pub(crate) const ALL: [Self; 10] = [
         Self::Get,
         Self::Watch,
@@ -70,6 +76,8 @@ impl Command {
             Self::Exec => "exec -i, exit code",
             Self::Copy => "cp, both ways",
             Self::PortForward => "port-forward",
+            Self::Proxy => "proxy, which drops the path",
+            Self::Root => "address without a path",
         }
     }
 
@@ -86,19 +94,22 @@ impl Command {
             Self::Exec => "carries_stdin_and_the_exit_code_of_exec",
             Self::Copy => "copies_a_file_both_ways",
             Self::PortForward => "fetches_a_page_through_port_forward",
+            Self::Proxy => "reaches_the_same_cluster_where_it_drops_the_path",
+            Self::Root => "works_by_an_address_without_a_path",
         }
     }
 
     /// Whether there has to be a node.
     pub(crate) fn needs_a_pod(self) -> bool {
         match self {
-            Self::Logs | Self::Exec | Self::Copy | Self::PortForward => true,
+            Self::Logs | Self::Exec | Self::Copy | Self::PortForward | Self::Root => true,
             Self::Get
             | Self::Watch
             | Self::Apply
             | Self::ServerSideApply
             | Self::Explain
-            | Self::ApiResources => false,
+            | Self::ApiResources
+            | Self::Proxy => false,
         }
     }
 
@@ -114,6 +125,8 @@ impl Command {
             Self::Exec => exec(client).await,
             Self::Copy => copy(client).await,
             Self::PortForward => port_forward(client).await,
+            Self::Proxy => proxy(client).await,
+            Self::Root => root(client).await,
         }
     }
 }
@@ -241,4 +254,25 @@ async fn port_forward(client: &Client) -> Result<()> {
     })
     .await?;
     forward.kill().await
+}
+
+async fn proxy(client: &Client) -> Result<()> {
+    let wanted =
+        client.writer.ok(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).await?;
+    let mut proxy = client.kubectl.spawn(&["proxy", "--port=0"])?;
+    let line = proxy.line_with("Starting to serve on ", SOON).await?;
+    let (_, address) = line.rsplit_once(' ').with_context(|| format!("no address in {line:?}"))?;
+    let url = format!("http://{address}/api/v1/namespaces/kube-system");
+    let fetched = client.curl.ok(&["--silent", "--show-error", "--max-time", "5", &url]).await?;
+    ensure!(fetched.contains(&wanted), "it is not the child's kube-system: {fetched}");
+    proxy.kill().await
+}
+
+async fn root(client: &Client) -> Result<()> {
+    let kubectl = client.by_root.as_ref().unwrap_or(&client.kubectl);
+    let listed = kubectl.ok(&["get", "pods", "-o", "name"]).await?;
+    ensure!(listed.contains(POD), "{listed}");
+    let said = kubectl.ok_with(&["exec", "-i", POD, "--", "cat"], b"by the token alone").await?;
+    ensure!(said == "by the token alone", "{said:?}");
+    Ok(())
 }

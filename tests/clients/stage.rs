@@ -10,16 +10,19 @@ use tests::kubectl::Kubectl;
 use tests::network::capability;
 use tests::say;
 use tests::scratch::Scratch;
+use tests::towline::Towline;
 use tests::world::{CHILD, World};
 
+use crate::access::Access;
 use crate::bare::Bare;
-use crate::commands::{Client, Command};
+use crate::commands::Client;
 
 /// Parent, hub, child.
 #[derive(Debug)]
 pub(crate) struct Stage {
     place: Place,
     through: Kubectl,
+    access: Access,
     newest: PathBuf,
     server: String,
 }
@@ -51,16 +54,18 @@ impl Stage {
                 (Place::Bare(Box::new(bare), why.to_string()), through)
             }
         };
+        let cli = place.cli()?;
+        let access = Access::issue(&cli, &through, &place.scratch().directory("access")?).await?;
         let said = place.child().ok(&["get", "--raw", "/version"]).await?;
         let version: Value = serde_json::from_str(&said)?;
         let server = version["gitVersion"].as_str().context("the child says no version")?.to_owned();
-        Ok(Self { place, through, newest, server })
+        Ok(Self { place, through, access, newest, server })
     }
 
-    /// What the table is about.
-    pub(crate) fn heading(&self) -> String {
+    /// What a table is about.
+    pub(crate) fn heading(&self, by: &str) -> String {
         let (towline, server) = (env!("CARGO_PKG_VERSION"), &self.server);
-        format!("Towline {towline}, parent and child Kubernetes {server}, through hub and tunnel.")
+        format!("Towline {towline}, parent and child Kubernetes {server}, {by}.")
     }
 
     /// The name of the run.
@@ -78,17 +83,44 @@ impl Stage {
         &self.through
     }
 
-    /// Why a command is not tried here.
-    pub(crate) fn left_out(&self, command: Command) -> Option<String> {
+    /// Why what needs a pod is not tried here.
+    pub(crate) fn without_a_node(&self) -> Option<String> {
         match &self.place {
-            Place::Bare(_, why) if command.needs_a_pod() => Some(format!("there is no node: {why}")),
-            Place::Bare(..) | Place::Nat(_) => None,
+            Place::Bare(_, why) => Some(format!("there is no node: {why}")),
+            Place::Nat(_) => None,
         }
+    }
+
+    /// The kubeconfigs that the hub has issued.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Some program with the kubeconfig of the gateway's usual address.
+    pub(crate) fn at_gateway(&self) -> Kubectl {
+        self.through.clone().with_kubeconfig(&self.access.path.kubeconfig)
+    }
+
+    /// The newest kubectl, in the child's own network.
+    pub(crate) fn child(&self) -> &Kubectl {
+        self.place.child()
+    }
+
+    /// A directory of its own for a client.
+    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
+        self.place.scratch().directory(format!("clients/{name}"))
     }
 
     /// A client with the kubeconfig that `kubectl towline kubeconfig` prints; the child may be behind NAT.
     pub(crate) fn through_hub(&self, kubectl: &str, version: &str) -> Result<Client> {
         self.client(&self.through, kubectl, version, "hub")
+    }
+
+    /// A client with the kubeconfig that `kubectl towline kubeconfig --role admin` prints.
+    pub(crate) fn through_gateway(&self, kubectl: &str, version: &str) -> Result<Client> {
+        let client = self.client(&self.at_gateway(), kubectl, version, "gateway")?;
+        let by_root = client.kubectl.clone().with_kubeconfig(&self.access.root.kubeconfig);
+        Ok(Client { by_root: Some(by_root), ..client })
     }
 
     /// The same in the child's own network, with the child's own kubeconfig.
@@ -98,7 +130,7 @@ impl Stage {
 
     fn client(&self, from: &Kubectl, path: &str, version: &str, way: &str) -> Result<Client> {
         let mark = format!("{way}-{}", version.replace('.', "-"));
-        let directory = self.place.scratch().directory(format!("clients/{mark}"))?;
+        let directory = self.directory(&mark)?;
         let home = directory.display().to_string();
         // A cache of its own: what one version wrote, another need not understand.
         let kubectl = from
@@ -107,7 +139,8 @@ impl Stage {
             .with_env("HOME", &home)
             .with_env("KUBECACHEDIR", &format!("{home}/cache"));
         let writer = self.place.child().clone();
-        Ok(Client { kubectl, writer, curl: from.clone().with_binary("curl"), directory, mark })
+        let curl = from.clone().with_binary("curl");
+        Ok(Client { kubectl, by_root: None, writer, curl, directory, mark })
     }
 }
 
@@ -117,6 +150,14 @@ impl Place {
         match self {
             Self::Nat(world) => world.child().kubectl(),
             Self::Bare(bare, _) => bare.child.kubectl(),
+        }
+    }
+
+    /// `kubectl towline` as the parent's administrator.
+    fn cli(&self) -> Result<Kubectl> {
+        match self {
+            Self::Bare(bare, _) => Ok(bare.cli.clone()),
+            Self::Nat(world) => Ok(world.parent().kubectl().clone().with_binary(&Towline::find()?.cli)),
         }
     }
 

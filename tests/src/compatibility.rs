@@ -1,4 +1,4 @@
-//! The table of what was tried with which kubectl: collected while the trials run, rendered as Markdown for
+//! A table of what was tried with which client: collected while the trials run, rendered as Markdown for
 //! `docs/compatibility.md`. Pure.
 
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 /// How much of a reason a table shows.
 const REASON_SHOWN: usize = 240;
 
-/// What came of one command with one kubectl.
+/// What came of one command with one client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cell {
     /// It was not tried, for this reason.
@@ -23,16 +23,18 @@ pub enum Cell {
 #[derive(Debug)]
 pub struct Table {
     heading: String,
+    kind: String,
     clients: Vec<String>,
     commands: Vec<String>,
     cells: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    /// An empty one. The heading says against what.
-    pub fn new(heading: impl Into<String>, clients: &[String], commands: &[&str]) -> Self {
+    /// An empty one. The heading says against what, the kind what the clients are.
+    pub fn new(heading: impl Into<String>, kind: &str, clients: &[String], commands: &[&str]) -> Self {
         Self {
             heading: heading.into(),
+            kind: kind.to_owned(),
             clients: clients.to_vec(),
             commands: commands.iter().map(|command| (*command).to_owned()).collect(),
             cells: vec![vec![Cell::Left("not asked for".to_owned()); clients.len()]; commands.len()],
@@ -59,7 +61,7 @@ impl Table {
     /// several cells share has one number.
     pub fn markdown(&self) -> String {
         let mut notes: Vec<String> = Vec::new();
-        let mut text = format!("{}\n\n| kubectl |", self.heading);
+        let mut text = format!("{}\n\n| {} |", self.heading, self.kind);
         for client in &self.clients {
             let _ = write!(text, " {client} |");
         }
@@ -107,7 +109,7 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        Table::new("Against X.", &["1.20".to_owned(), "1.37".to_owned()], &["get", "explain"])
+        Table::new("Against X.", "kubectl", &["1.20".to_owned(), "1.37".to_owned()], &["get", "explain"])
     }
 
     #[test]
