@@ -24,7 +24,7 @@ pub(crate) struct Bare {
     // Dropped in this order.
     _agent: Process,
     pub(crate) child: Child,
-    _hub: Process,
+    pub(crate) hub: Process,
     _parent: Parent,
     /// `kubectl towline` as the parent's administrator.
     pub(crate) cli: Kubectl,
@@ -64,7 +64,7 @@ impl Bare {
         let path = scratch.directory("kubeconfigs")?.join(format!("{CHILD}.kubeconfig"));
         std::fs::write(&path, cli.ok(&["kubeconfig", CHILD]).await?)?;
         let through = Kubectl::new(binaries, &scratch, &path);
-        Ok(Self { _agent: agent, child, _hub: hub, _parent: parent, cli, through, scratch })
+        Ok(Self { _agent: agent, child, hub, _parent: parent, cli, through, scratch })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Clients of many kinds and ages, each against a child behind NAT through hub and tunnel: kubectl through the parent's
-//! kube-apiserver; kubectl, Helm, client libraries and curl through the gateway, with the kubeconfigs that the hub issues.
-//! One trial for each client and command. At the end tables, on the terminal and in
+//! kube-apiserver; kubectl, Helm, client libraries and curl through the gateway, with the kubeconfigs that the hub issues;
+//! and what TKEStack asks of a cluster. One trial for each client and command. At the end tables, on the terminal and in
 //! `target/compatibility.md`.
 //!
 //! What kubectl cannot do is tried directly in the child with the same kubectl. If it fails there too, that is
@@ -15,9 +15,11 @@ mod commands;
 mod curl;
 mod fetch;
 mod helm;
+mod http1;
 mod kube_rs;
 mod matrix;
 mod stage;
+mod tkestack;
 mod tool;
 
 use std::process::ExitCode;
@@ -59,6 +61,7 @@ fn main() -> Result<ExitCode> {
     matrix.kubectl(Way::Gateway, &ends);
     matrix.libraries(fetched.libraries()?);
     matrix.helm(named.helm);
+    matrix.tkestack();
     let (trials, tables) = matrix.finish();
 
     let conclusion = libtest_mimic::run(&arguments, trials);

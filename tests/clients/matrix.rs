@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use crate::Shared;
 use crate::commands::Command;
 use crate::stage::Stage;
+use crate::tkestack::{self, Release};
 use crate::tool::{HELM, Report, STEPS, Step, Tool};
 
 /// The door that kubectl comes through.
@@ -119,6 +120,33 @@ impl Matrix {
             }
         }
     }
+
+    /// What TKEStack asks. It takes the agent away at the end, so it comes last.
+    pub(crate) fn tkestack(&mut self) {
+        let cutting = "tkestack::cuts_every_address_that_the_hub_issues_as_it_is_meant";
+        self.trials.push(Trial::test(cutting, || {
+            failed(tkestack::cuts_every_address_that_the_hub_issues_as_it_is_meant())
+        }));
+        for part in tkestack::PARTS {
+            for release in Release::ALL {
+                let (runtime, stage) = (self.runtime.clone(), self.stage.clone());
+                let name = format!("{}::{}", release.name(), part.promise);
+                let trial = Trial::test(name, move || {
+                    failed(runtime.block_on(tkestack::check(&stage, release, part)))
+                });
+                self.trials.push(trial.with_ignored_flag(self.stage.without_a_node().is_some()));
+            }
+        }
+        let (runtime, stage) = (self.runtime.clone(), self.stage.clone());
+        let away = Trial::test("tkestack::is_told_in_time_that_the_cluster_is_away", move || {
+            failed(runtime.block_on(tkestack::is_told_in_time_that_the_cluster_is_away(&stage)))
+        });
+        self.trials.push(away.with_ignored_flag(self.stage.without_a_node().is_some()));
+    }
+}
+
+fn failed(outcome: anyhow::Result<()>) -> Result<(), Failed> {
+    outcome.map_err(|error| Failed::from(format!("{error:?}")))
 }
 
 fn enter(table: &Shared, row: usize, column: usize, cell: Cell) -> Result<(), Failed> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tests::binaries::Binaries;
 use tests::kubectl::Kubectl;
@@ -109,6 +109,22 @@ impl Stage {
     /// A directory of its own for a client.
     pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
         self.place.scratch().directory(format!("clients/{name}"))
+    }
+
+    /// What the hub has logged.
+    pub(crate) fn hub_log(&self) -> Result<String> {
+        match &self.place {
+            Place::Nat(world) => world.hub()?.log_text(),
+            Place::Bare(bare, _) => bare.hub.log_text(),
+        }
+    }
+
+    /// A condition of the child's `ManagedCluster`.
+    pub(crate) async fn condition(&self, kind: &str) -> Result<Value> {
+        match &self.place {
+            Place::Nat(world) => world.condition(kind).await,
+            Place::Bare(..) => bail!("without a node nobody looks at conditions"),
+        }
     }
 
     /// A client with the kubeconfig that `kubectl towline kubeconfig` prints; the child may be behind NAT.
