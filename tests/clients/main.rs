@@ -15,6 +15,7 @@ mod commands;
 mod curl;
 mod fetch;
 mod helm;
+mod howto;
 mod http1;
 mod kube_rs;
 mod matrix;
@@ -62,6 +63,7 @@ fn main() -> Result<ExitCode> {
     matrix.libraries(fetched.libraries()?);
     matrix.helm(named.helm);
     matrix.tkestack();
+    matrix.howto();
     let (trials, tables) = matrix.finish();
 
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 
 use crate::Shared;
 use crate::commands::Command;
+use crate::howto;
 use crate::stage::Stage;
 use crate::tkestack::{self, Release};
 use crate::tool::{HELM, Report, STEPS, Step, Tool};
@@ -34,6 +35,14 @@ impl Matrix {
     pub(crate) fn new(runtime: &Arc<Runtime>, stage: &Arc<Stage>) -> Self {
         let (runtime, stage) = (runtime.clone(), stage.clone());
         Self { runtime, stage, trials: Vec::new(), tables: Vec::new() }
+    }
+
+    /// What the how-to pages say about trials. All trials have to be there by then.
+    pub(crate) fn howto(&mut self) {
+        let names: Vec<String> = self.trials.iter().map(|trial| trial.name().to_owned()).collect();
+        self.trials.push(Trial::test("howto::names_only_trials_that_exist", move || {
+            failed(howto::names_only_trials_that_exist(&names))
+        }));
     }
 
     /// The trials in their order, and the tables that they fill.
