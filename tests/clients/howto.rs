@@ -1,7 +1,9 @@
-//! The how-to pages say which trials show them: those have to exist.
+//! The how-to pages say what a person types and which trials show it: both have to exist.
 
-use anyhow::{Result, ensure};
-use tests::towline::repository;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::towline::{Towline, repository};
 
 /// Each page's name and text.
 fn pages() -> Result<Vec<(String, String)>> {
@@ -26,5 +28,28 @@ pub(crate) fn names_only_trials_that_exist(trials: &[String]) -> Result<()> {
             ensure!(found, "{page} names {named}, and there is no such trial");
         }
     }
+    Ok(())
+}
+
+/// Lines that begin with `kubectl towline`. With `--help` at its end a line is read up to there and not carried out.
+pub(crate) fn types_only_commands_that_there_are() -> Result<()> {
+    let cli = Towline::find()?.cli;
+    let mut tried = 0;
+    for (page, text) in pages()? {
+        for line in text.lines().filter_map(|line| line.trim().strip_prefix("kubectl towline ")) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let output = Command::new(&cli)
+                .args(&words)
+                .arg("--help")
+                .stdin(Stdio::null())
+                .output()
+                .with_context(|| cli.display().to_string())?;
+            if !output.status.success() {
+                bail!("{page}: `kubectl towline {line}`: {}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            tried += 1;
+        }
+    }
+    ensure!(tried > 10, "only {tried} lines were found");
     Ok(())
 }

@@ -37,11 +37,14 @@ impl Matrix {
         Self { runtime, stage, trials: Vec::new(), tables: Vec::new() }
     }
 
-    /// What the how-to pages say about trials. All trials have to be there by then.
+    /// What the how-to pages say about trials and commands. All trials have to be there by then.
     pub(crate) fn howto(&mut self) {
         let names: Vec<String> = self.trials.iter().map(|trial| trial.name().to_owned()).collect();
         self.trials.push(Trial::test("howto::names_only_trials_that_exist", move || {
             failed(howto::names_only_trials_that_exist(&names))
+        }));
+        self.trials.push(Trial::test("howto::types_only_commands_that_there_are", || {
+            failed(howto::types_only_commands_that_there_are())
         }));
     }
 
