@@ -10,13 +10,17 @@ cd "$(dirname "$0")/.."
 hub=charts/towline-hub
 agent=charts/towline-agent
 
+helm() { # VERSION, as client-binaries.sh calls it
+  hack/client-binaries.sh "helm-$1" | cut -d ' ' -f 2
+}
+
 rendered_hub() {
   cat <<'HEAD'
 # The hub, for the parent cluster. Apply deploy/crds.yaml first, then this; see deploy/README.md.
 # Two values are yours: TOWLINE_PUBLIC_URL (the address at which agents reach the parent's API server) and the image.
 # Rendered from charts/towline-hub by `make manifests`: change the chart, not this file.
 HEAD
-  "$(hack/helm.sh)" template towline-hub "$hub" --namespace clusternet-system --kube-version 1.20.0 \
+  "$(helm 4)" template towline-hub "$hub" --namespace clusternet-system --kube-version 1.20.0 \
     --values tests/charts/hub-manifest.yaml | grep -v '^# Source: '
 }
 
@@ -27,8 +31,8 @@ render)
   mv deploy/hub.yaml.new deploy/hub.yaml
   ;;
 check)
-  for version in 3.9 4.1; do
-    helm=$(hack/helm.sh "$version")
+  for version in 3.9 4; do
+    helm=$(helm "$version")
     echo "==> helm lint --strict ($version)" >&2
     "$helm" lint --quiet --strict "$hub" --namespace clusternet-system --set publicURL=https://parent.example.com
     "$helm" lint --quiet --strict "$agent" --namespace clusternet-system --set registration.existingSecret=invitation
@@ -38,7 +42,7 @@ check)
   rendered_hub | diff deploy/hub.yaml - || { echo "deploy/hub.yaml is not what $hub gives: make manifests" >&2; exit 1; }
   ;;
 images)
-  helm=$(hack/helm.sh)
+  helm=$(helm 4)
   { "$helm" template towline-hub "$hub" --namespace clusternet-system --set publicURL=https://parent.example.com
     "$helm" template towline-agent "$agent" --namespace clusternet-system --set registration.existingSecret=invitation
   } | sed -n 's/^ *\(- \)\{0,1\}image: *//p' | sort -u

