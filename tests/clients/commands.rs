@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::kubectl::Kubectl;
 use tests::process::wait_until;
 use tests::world::POD;
@@ -264,7 +264,10 @@ async fn proxy(client: &Client) -> Result<()> {
     let (_, address) = line.rsplit_once(' ').with_context(|| format!("no address in {line:?}"))?;
     let url = format!("http://{address}/api/v1/namespaces/kube-system");
     let fetched = client.curl.ok(&["--silent", "--show-error", "--max-time", "5", &url]).await?;
-    ensure!(fetched.contains(&wanted), "it is not the child's kube-system: {fetched}");
+    // An error would name the cluster by the same id.
+    let found: Value = serde_json::from_str(&fetched)?;
+    let ours = found["kind"] == "Namespace" && found["metadata"]["uid"] == wanted.as_str();
+    ensure!(ours, "it is not the child's kube-system: {fetched}");
     proxy.kill().await
 }
 
