@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
     CONTENT_TYPE, Entry, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION,
-    RANGE, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    ORIGIN, RANGE, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, USER_AGENT, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -50,9 +50,10 @@ const REQUEST: [HeaderName; 15] = [
     HeaderName::from_static("tracestate"),
 ];
 
-/// What an upgrade needs on top; the protocols are filtered.
-const UPGRADE: [HeaderName; 4] =
-    [SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_EXTENSIONS, STREAM_PROTOCOL];
+/// What an upgrade needs on top; the protocols are filtered. A watch over WebSocket is refused without an `Origin`,
+/// whatever it says (`checkOrigin` of golang.org/x/net/websocket, which apiserver `endpoints/handlers/watch.go` uses).
+const UPGRADE: [HeaderName; 5] =
+    [ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_EXTENSIONS, STREAM_PROTOCOL];
 
 /// Response headers that do not cross: of one hop, or a child's hand on something that is not its own.
 const DROPPED: [&str; 21] = [
@@ -295,6 +296,19 @@ mod tests {
         assert_eq!(outbound[SEC_WEBSOCKET_PROTOCOL], "v5.channel.k8s.io, v4.channel.k8s.io");
         assert_eq!(outbound.get_all(STREAM_PROTOCOL).iter().count(), 2);
         assert!(!format!("{outbound:?}").contains("c2VjcmV0"));
+    }
+
+    #[test]
+    fn an_upgrade_has_the_origin_that_a_watch_over_websocket_needs_and_a_plain_request_has_none() {
+        let inbound = map(&[("Origin", "https://console.example.com")]);
+        assert_eq!(outbound(&inbound)[ORIGIN], "https://console.example.com");
+        let plain = request(
+            &inbound,
+            HeaderValue::from_static("x"),
+            HeaderValue::from_static("y"),
+            [10, 0, 0, 1].into(),
+        );
+        assert!(!plain.contains_key(ORIGIN));
     }
 
     #[test]
