@@ -375,7 +375,7 @@ async fn write(
 /// A merge patch (RFC 7396): maps are merged, so what is gone from them has to be named. An empty text is gone
 /// too: our types read both alike, and the validator of Kubernetes 1.20, built with a newer Go, takes an empty
 /// string for null and refuses it (go-openapi/validate, `type.go`, compares with `reflect.Zero`).
-fn patch(previous: &ManagedClusterStatus, status: &ManagedClusterStatus) -> Value {
+pub(super) fn patch(previous: &ManagedClusterStatus, status: &ManagedClusterStatus) -> Value {
     let mut new = json!(status);
     for (field, old, kept) in [
         ("capacity", &previous.capacity, &status.capacity),

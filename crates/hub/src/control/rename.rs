@@ -14,7 +14,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::cluster::{FORMER_NAMES, ManagedCluster, RENAME_REFUSED, RENAME_TO, RENAMED_FROM};
+use api::cluster::{
+    FORMER_NAMES, ManagedCluster, ManagedClusterStatus, RENAME_REFUSED, RENAME_TO, RENAMED_FROM,
+};
 use api::names::{ClusterId, ClusterName, LABEL_CLUSTER_NAME, registration_request_name};
 use api::registration::ClusterRegistrationRequest;
 use api::status::printable;
@@ -27,6 +29,7 @@ use tokio::sync::watch::Receiver;
 use super::belongings::{absent, is_of};
 use super::claims::Claims;
 use super::events::{Happened, Story};
+use super::health::patch as status_patch;
 use super::objects::{dedicated_namespace, place_of};
 use super::{Control, DEADLINE, catalog_is_filled};
 use crate::join::has_code;
@@ -174,7 +177,8 @@ impl Rename<'_> {
             object.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
         };
         if has_status(first) && !has_status(second) {
-            let patch = Patch::Merge(json!({ "status": first.status }));
+            let status = first.status.clone().unwrap_or_default();
+            let patch = Patch::Merge(status_patch(&ManagedClusterStatus::default(), &status));
             let patched =
                 self.clusters.patch_status(&second.name_any(), &PatchParams::default(), &patch).await;
             patched.map_err(|error| Trouble::Api("writing the status under the new name", error))?;
