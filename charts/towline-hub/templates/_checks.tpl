@@ -146,7 +146,12 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- end -}}
 
 {{- if $v.metrics.serviceMonitor.enabled -}}
-{{- $wrong = append $wrong "metrics.serviceMonitor.enabled: this hub shows /metrics to callers of the parent's aggregator alone, and a Prometheus is none, so every scrape would be a 401. Set it to false until the hub takes a token there" -}}
+{{- if not (and $gateway.enabled $gateway.url) -}}
+{{- $wrong = append $wrong "metrics.serviceMonitor.enabled needs gateway.enabled and gateway.url: a Prometheus has a token, and the gateway is where tokens are taken" -}}
+{{- end -}}
+{{- if and (include "towline-hub.gatewayHasFiles" .) (not $gateway.ca.fromCertificate) (not $gateway.ca.configMap) (not $v.metrics.serviceMonitor.systemCAs) -}}
+{{- $wrong = append $wrong "metrics.serviceMonitor needs the CA of the gateway's certificate: set gateway.ca.fromCertificate or gateway.ca.configMap, or metrics.serviceMonitor.systemCAs if Prometheus trusts it anyway" -}}
+{{- end -}}
 {{- end -}}
 
 {{- if $wrong -}}

@@ -37,6 +37,9 @@ use address::Address;
 pub use impersonation::Impersonation;
 use location::Spelt;
 
+/// The path of the hub's metrics, behind each door.
+const METRICS: &str = "/metrics";
+
 /// What somebody showed at this door: asked about again for as long as a request stays open.
 #[derive(Debug)]
 pub enum Standing {
@@ -118,9 +121,13 @@ pub(crate) async fn decide(
         *kind = "health";
         return handle::health(hub, &request);
     }
-    *kind = "proxy";
     let from = peer.address.ip();
     let shown = bearer::token(headers).and_then(|token| hub.own(token, from));
+    if let (Address::Bare, METRICS, Ok(Shown::Parents(token))) = (&address, uri.path(), &shown) {
+        *kind = "metrics";
+        return metrics(hub, verb, token, from).await;
+    }
+    *kind = "proxy";
     // An unknown name is asked about like any other: the same question, the same time, the same answer.
     let (name, target, spelt) = match (address, &shown) {
         (Address::Path(name, target), _) => (Some(name.clone()), target, Spelt::Path(name)),
@@ -262,6 +269,21 @@ impl Hub {
         }
         found.map(Shown::Issued)
     }
+}
+
+/// For Prometheus, which has a token of the parent and is no aggregator. A token of the hub's own leads to a child's.
+async fn metrics(
+    hub: &Arc<Hub>,
+    verb: &str,
+    token: &Secret,
+    from: IpAddr,
+) -> Result<Response<ResponseBody>, Refusal> {
+    if verb != "get" {
+        return Err(Refusal::MethodNotAllowed("metrics are read with GET".to_owned()));
+    }
+    let who = hub.tokens.identify(token, from).await?;
+    handle::may_read(hub, &who, METRICS).await?;
+    Ok(handle::metrics(hub))
 }
 
 /// For load balancers, which have no token.

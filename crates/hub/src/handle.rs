@@ -214,7 +214,7 @@ async fn decide(
         }
         RequestInfo::Metrics => {
             may_read(hub, &who, uri.path()).await?;
-            Ok(admin::encode_metrics(&hub.registry).map(full))
+            Ok(metrics(hub))
         }
         RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, request)).await,
         RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, None, proxied, request, id, event).await,
@@ -298,11 +298,16 @@ pub(crate) fn open_event(
     })
 }
 
-async fn may_read(hub: &Hub, who: &Arc<Identity>, path: &str) -> Result<(), Refusal> {
+pub(crate) async fn may_read(hub: &Hub, who: &Arc<Identity>, path: &str) -> Result<(), Refusal> {
     if hub.authz.allowed(who, Action::Path { verb: "get", path: path.to_owned() }).await? {
         return Ok(());
     }
     Err(Refusal::Forbidden(format!("user {:?} may not get {path}", who.user())))
+}
+
+/// What is counted, as Prometheus reads it.
+pub(crate) fn metrics(hub: &Hub) -> Response<ResponseBody> {
+    admin::encode_metrics(&hub.registry).map(full)
 }
 
 /// Asks whether the caller may create such an object, and reads it.

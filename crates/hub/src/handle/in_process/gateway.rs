@@ -100,6 +100,26 @@ async fn nobody_is_believed_but_the_parents_token_review() {
 }
 
 #[tokio::test]
+async fn metrics_are_read_with_a_token_whose_owner_may_get_them() {
+    let mut world = World::at_the_gateway().await;
+    assert_eq!(code(&world.fetch(ALICE, "/metrics", &[]).await), 403);
+    world.close().await;
+    let mut world = World::at_the_gateway().await;
+    world.parent.rule(|spec| Some(spec["nonResourceAttributes"]["path"] == "/metrics"));
+    let answer = world.fetch(ALICE, "/metrics", &[]).await;
+    assert_eq!(code(&answer), 200);
+    assert!(text(answer).await.contains("towline_hub_requests_total"));
+    let bearer = format!("Bearer {ALICE}");
+    for (method, headers, refused) in
+        [("GET", &[][..], 401), ("POST", &[("authorization", bearer.as_str())][..], 405)]
+    {
+        let answer = world.send_to_gateway(Wire::H2, ask(method, "/metrics", headers)).await;
+        assert_eq!(code(&answer), refused, "{method}");
+    }
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_token_for_the_gateway_alone_is_good_at_the_gateway() {
     let mut world = World::at_the_gateway().await;
     let user = json!({ "username": "alice", "groups": ["dev"] });
