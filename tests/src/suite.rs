@@ -28,11 +28,13 @@ impl Suite {
     where
         F: AsyncFnOnce(&mut World) -> Result<()> + Send + 'static,
     {
-        let (runtime, world) = (self.runtime.clone(), self.world.clone());
+        let (runtime, world, named) = (self.runtime.clone(), self.world.clone(), name.to_owned());
         Trial::test(name, move || {
-            runtime
-                .block_on(async { test(&mut *world.lock().await).await })
-                .map_err(|error| Failed::from(format!("{error:?}")))
+            runtime.block_on(async { test(&mut *world.lock().await).await }).map_err(|error| {
+                // Where it happens, too: a log that is cut short keeps what a summary at its end would lose.
+                say(&format!("!!! {named}: {error:#}"));
+                Failed::from(format!("{error:?}"))
+            })
         })
     }
 }
