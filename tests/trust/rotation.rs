@@ -334,6 +334,9 @@ pub(crate) async fn a_new_front_proxy_ca_overlaps_and_the_old_one_is_cut_off(wor
     let (parent, scratch) = world.parent_mut();
     parent.plane.restart_apiserver(scratch).await?;
     world.wait_for_hub().await?;
+    // The tunnel goes through that kube-apiserver, and was cut.
+    let admin = world.admin_through_hub().await?;
+    wait_until("the agent to be back", GONE, async || admin.ok(&["get", "--raw", "/version"]).await).await?;
     let traffic = Traffic::through_the_parent(world).await?;
     let held = Traffic::held(as_aggregator(world, Some((&new.certificate_pem, &new.key_pem))).await?).await?;
     let last = Client::connect(&as_aggregator(world, Some((&old.0, &old.1))).await?).await?;
