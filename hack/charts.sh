@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The charts and what is rendered from them.
 #   hack/charts.sh render    deploy/hub.yaml anew from charts/towline-hub, and the chart's CRDs from deploy/crds.yaml
-#   hack/charts.sh check     helm lint --strict with the oldest and newest Helm at hand; deploy/hub.yaml is what is rendered
+#   hack/charts.sh check     helm lint --strict with the oldest and newest Helm at hand; deploy/hub.yaml is what is rendered;
+#                            the alerts fire when they have to and not otherwise (promtool)
 #   hack/charts.sh images    the images of an installation, one a line (to fill a registry behind an air gap)
 # Values good and bad are tried by the test `charts` (tests/charts).
 set -euo pipefail
@@ -24,6 +25,20 @@ HEAD
     --values tests/charts/hub-manifest.yaml | grep -v '^# Source: '
 }
 
+check_alerts() {
+  local rules=$hub/files/alerts.yaml tests=tests/charts/alerts.yaml promtool alert
+  if ! promtool=$(hack/promtool.sh); then
+    echo "!!! LEFT OUT: the alerts were not tried, since there is no promtool (the reason stands above)" >&2
+    return
+  fi
+  echo "==> promtool: $rules" >&2
+  "$promtool" check rules "$rules" >/dev/null
+  "$promtool" test rules "$tests" >/dev/null
+  for alert in $(sed -n 's/^  - alert: //p' "$rules"); do
+    grep -A1 "alertname: $alert\$" "$tests" | grep -q exp_alerts || { echo "no test in $tests makes $alert fire" >&2; exit 1; }
+  done
+}
+
 case ${1:-} in
 render)
   cp deploy/crds.yaml "$hub/files/crds.json"
@@ -40,6 +55,7 @@ check)
   echo "==> deploy/ is what the charts and types give" >&2
   cmp deploy/crds.yaml "$hub/files/crds.json" || { echo "$hub/files/crds.json is not deploy/crds.yaml: make manifests" >&2; exit 1; }
   rendered_hub | diff deploy/hub.yaml - || { echo "deploy/hub.yaml is not what $hub gives: make manifests" >&2; exit 1; }
+  check_alerts
   ;;
 images)
   helm=$(helm 4)
@@ -48,7 +64,7 @@ images)
   } | sed -n 's/^ *\(- \)\{0,1\}image: *//p' | sort -u
   ;;
 *)
-  sed -n '2,6p' "$0" >&2
+  sed -n '2,7p' "$0" >&2
   exit 64
   ;;
 esac
