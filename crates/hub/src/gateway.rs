@@ -122,10 +122,13 @@ pub(crate) async fn decide(
         return handle::health(hub, &request);
     }
     let from = peer.address.ip();
-    let shown = bearer::token(headers).and_then(|token| hub.own(token, from));
+    let shown = match bearer::token(headers) {
+        Ok(token) => hub.own(token, from).await,
+        Err(refusal) => Err(refusal),
+    };
     if let (Address::Bare, METRICS, Ok(Shown::Parents(token))) = (&address, uri.path(), &shown) {
         *kind = "metrics";
-        return metrics(hub, verb, token, from).await;
+        return metrics(hub, verb, token, &request, from).await;
     }
     *kind = "proxy";
     // An unknown name is asked about like any other: the same question, the same time, the same answer.
@@ -152,9 +155,11 @@ pub(crate) async fn decide(
     let cluster = cluster.ok_or_else(|| Refusal::NotFound("there is no such cluster".to_owned()))?;
     let deadline = request_info::deadline(target.path(), target.query());
     let proxied = Proxied { cluster, target, verb, deadline, spelt: Some(spelt) };
+    // Whoever shows nothing leaves no line: there is nobody to name, and no limit on how often they come.
+    let shown = shown?;
     let info = RequestInfo::Proxy(proxied.clone());
     *event = handle::open_event(hub, peer, &request, id, &info)?;
-    let (who, standing) = identify(hub, shown?, from, headers, &proxied.cluster, event).await?;
+    let (who, standing) = identify(hub, shown, from, headers, &proxied.cluster, event).await?;
     let answer = match formerly {
         Some(now) => Err(renamed(hub, &who, &proxied, &now).await),
         None => handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, event).await,
@@ -184,14 +189,17 @@ async fn connect(
         return Err(Refusal::MethodNotAllowed("a tunnel is opened with GET".to_owned()));
     }
     authn::refuse_forged_headers(request.headers())?;
-    *event = handle::open_event(hub, peer, &request, id, &RequestInfo::Attach(cluster.clone()))?;
     let from = peer.address.ip();
-    let Shown::Parents(token) = hub.own(bearer::token(request.headers())?, from)? else {
+    let shown = hub.own(bearer::token(request.headers())?, from).await?;
+    *event = handle::open_event(hub, peer, &request, id, &RequestInfo::Attach(cluster.clone()))?;
+    let Shown::Parents(token) = shown else {
         return Err(Refusal::Forbidden("the token of a kubeconfig opens no tunnel".to_owned()));
     };
-    let who = hub.tokens.identify(&token, from).await?;
+    // Before the parent is asked: its answer is as old as the question, and may take longer than what is left of the hold.
+    let held = hub.catalog.get(&cluster).and_then(|cluster| hub.catalog.held(&cluster));
+    let who = hub.tokens.fresh(&token, from).await?;
     event.who(&who);
-    accept::attach(hub, &who, cluster, request).await
+    accept::attach(hub, &who, cluster, held, request).await
 }
 
 /// Gives the manifest of an invitation away, once, to whoever knows its address; HEAD only looks.
@@ -207,6 +215,8 @@ async fn manifest(
     if !only_look && request.method() != http::Method::GET {
         return Err(Refusal::MethodNotAllowed("a manifest is fetched with GET".to_owned()));
     }
+    let from = peer.address.ip();
+    hub.tokens.failures.check(from)?;
     // The address is the secret: what stands in the audit log is the public id, if there is one.
     let public = one_time::public(shown).unwrap_or_else(|| one_time::PATH.to_owned());
     *event = hub.audit.open(Asked {
@@ -218,9 +228,7 @@ async fn manifest(
         cluster: None,
         source: peer.client(request.headers()),
     })?;
-    let from = peer.address.ip();
-    hub.tokens.failures.check(from)?;
-    let fetched = hub.join.fetch(shown, only_look).await;
+    let fetched = hub.join.fetch(shown, only_look, || hub.tokens.failures.check(from)).await;
     if let Err(Refusal::NotFound(_)) = fetched {
         hub.tokens.failures.count(from);
     }
@@ -258,8 +266,9 @@ enum Shown {
 
 impl Hub {
     /// Tells the hub's own tokens from the parent's.
-    fn own(&self, token: Secret, from: IpAddr) -> Result<Shown, Refusal> {
+    async fn own(&self, token: Secret, from: IpAddr) -> Result<Shown, Refusal> {
         if !token.reveal().starts_with(TOKEN_PREFIX) {
+            self.tokens.check(&token, from).await?;
             return Ok(Shown::Parents(token));
         }
         let found = self.issued.find(&token, Timestamp::now());
@@ -276,10 +285,14 @@ async fn metrics(
     hub: &Arc<Hub>,
     verb: &str,
     token: &Secret,
+    request: &Request<Incoming>,
     from: IpAddr,
 ) -> Result<Response<ResponseBody>, Refusal> {
     if verb != "get" {
         return Err(Refusal::MethodNotAllowed("metrics are read with GET".to_owned()));
+    }
+    if Impersonation::read(request.headers())?.is_some() {
+        return Err(Refusal::BadRequest("metrics are read as oneself".to_owned()));
     }
     let who = hub.tokens.identify(token, from).await?;
     handle::may_read(hub, &who, METRICS).await?;

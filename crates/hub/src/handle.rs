@@ -216,7 +216,7 @@ async fn decide(
             may_read(hub, &who, uri.path()).await?;
             Ok(metrics(hub))
         }
-        RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, request)).await,
+        RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, None, request)).await,
         RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, None, proxied, request, id, event).await,
         RequestInfo::Invite => {
             let body = Box::pin(may_create(hub, &who, "clusterinvitations", request)).await?;

@@ -1,6 +1,7 @@
 //! Who asks at the gateway: whoever the parent says a bearer token belongs to (TokenReview), remembered for ten
 //! seconds. A token that was good is remembered for longer, as one that may always be asked about: the limit on failed
-//! tokens ([`failures`](super::failures)) is for strangers. No answer is an error, never a yes; a token is nowhere but in the request and, as a hash, in memory.
+//! tokens ([`failures`](super::failures)) is for strangers, and so is half of the queue. No answer is an error, never a
+//! yes; a token is nowhere but in the request and, as a hash, in memory.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ const GOOD_ENTRIES: u64 = 32_768;
 const MAX_TOKEN: usize = 32 * 1024;
 /// Questions on their way at once; strangers with made-up tokens wait here instead of in the parent.
 const MAX_ASKING: usize = 64;
+/// Of these, for tokens that were never good: however many strangers come, those who are at work have the rest.
+const MAX_STRANGERS: usize = MAX_ASKING / 2;
 /// Time for one answer, waiting included.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Beside those of the parent's API server itself: a token for this audience is good here and nowhere else.
@@ -100,6 +103,7 @@ pub struct Tokens {
     /// Tokens that were nobody's, by source address.
     pub failures: Failures,
     asking: Semaphore,
+    strangers: Semaphore,
     metrics: Metrics,
 }
 
@@ -114,8 +118,9 @@ impl Tokens {
     pub fn new(client: Client, metrics: Metrics) -> Self {
         let known = Cache::builder().max_capacity(CACHE_ENTRIES).time_to_live(CACHE_TTL).build();
         let good = Cache::builder().max_capacity(GOOD_ENTRIES).time_to_live(GOOD_TTL).build();
-        let (failures, asking) = (Failures::default(), Semaphore::new(MAX_ASKING));
-        Self { reviews: Api::all(client), known, good, failures, asking, metrics }
+        let (asking, strangers) = (Semaphore::new(MAX_ASKING), Semaphore::new(MAX_STRANGERS));
+        let failures = Failures::default();
+        Self { reviews: Api::all(client), known, good, failures, asking, strangers, metrics }
     }
 
     /// Whose token it is, shown by somebody at this address. The same token at the same time is asked about once.
@@ -131,6 +136,30 @@ impl Tokens {
         // Boxed, as in `authz`: asking takes KiBs of state, and every request's future would hold it.
         let verdict = Box::pin(self.known.try_get_with(key, self.ask(key, token, stranger))).await;
         verdict.map_err(|error: Arc<Refusal>| (*error).clone())?.ok_or(NOBODYS)
+    }
+
+    /// Whose token it is now, whatever was answered before: for what is not asked about again for a while.
+    ///
+    /// # Errors
+    /// As [`Tokens::identify`].
+    pub async fn fresh(&self, token: &Secret, from: IpAddr) -> Result<Arc<Identity>, Refusal> {
+        let key = hash(token);
+        let stranger = if self.good.contains_key(&key) { None } else { Some(from) };
+        Box::pin(self.ask(key, token, stranger)).await?.ok_or(NOBODYS)
+    }
+
+    /// Whether this token may be asked about, or need not be: a stranger who has shown too many that were nobody's is
+    /// turned away before anything is spent on the request.
+    ///
+    /// # Errors
+    /// 401 when it was nobody's moments ago, 429 when too many from there were.
+    pub async fn check(&self, token: &Secret, from: IpAddr) -> Result<(), Refusal> {
+        let key = hash(token);
+        match self.known.get(&key).await {
+            Some(verdict) => verdict.map(|_| ()).ok_or(NOBODYS),
+            None if self.good.contains_key(&key) => Ok(()),
+            None => self.failures.check(from),
+        }
     }
 
     /// Whose token it is now, of one that was good when it opened what is still open.
@@ -155,7 +184,11 @@ impl Tokens {
         // Before the queue, so that it stays short, and behind it, so that no more are asked than may fail.
         check()?;
         let in_turn = async {
-            // The semaphore is never closed, so an error cannot happen; no permit would still be no harm.
+            // The semaphores are never closed, so an error cannot happen; no permit would still be no harm.
+            let _among_strangers = match stranger {
+                Some(_) => self.strangers.acquire().await.ok(),
+                None => None,
+            };
             let _turn = self.asking.acquire().await.ok();
             check()?;
             let answer = self.review(token).await;

@@ -69,7 +69,7 @@ impl FakeParent {
         self.state.asked.lock().unwrap().clone()
     }
 
-    /// Makes a token this person's, or nobody's any more.
+    /// Makes a token this person's, or nobody's any more; `"never"` for one of which nothing is ever said.
     pub(crate) fn token(&self, token: &str, user: Option<Value>) {
         let mut tokens = self.state.tokens.lock().unwrap();
         match user {
@@ -140,6 +140,9 @@ async fn answer(state: &State, request: Request<Incoming>) -> Answer {
             let token = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
             let user = state.tokens.lock().unwrap().get(&token).cloned();
             let audiences = review["spec"]["audiences"].clone();
+            if user.as_ref().is_some_and(|user| user == "never") {
+                return std::future::pending().await;
+            }
             review["status"] = match user {
                 // As Kubernetes does: a token for an audience of its own is not good for the API server.
                 Some(user)

@@ -190,19 +190,31 @@ impl Join {
         Ok(Hidden::from(format!("{url}{PATH}{}{SUFFIX}", token.whole.reveal())))
     }
 
-    /// The manifest at this address; the second one who comes gets none, unless the first has only looked (HEAD).
+    /// The manifest at this address; the second one who comes gets none, unless the first has only looked (HEAD). `may` is
+    /// asked when it is this one's turn: those before it may have used up what strangers have.
     ///
     /// # Errors
-    /// 404 for an address that is none, 410 for one that was used or has expired.
-    pub async fn fetch(&self, shown: &Hidden, only_look: bool) -> Result<Hidden, Refusal> {
+    /// What `may` says; 404 for an address that is none, 410 for one that was used or has expired.
+    pub async fn fetch(
+        &self,
+        shown: &Hidden,
+        only_look: bool,
+        may: impl Fn() -> Result<(), Refusal>,
+    ) -> Result<Hidden, Refusal> {
         let token = Token::read(shown).ok_or_else(nothing)?;
-        in_time("fetching the manifest", Box::pin(self.fetch_unhurried(&token, only_look))).await
+        in_time("fetching the manifest", Box::pin(self.fetch_unhurried(&token, only_look, may))).await
     }
 
-    async fn fetch_unhurried(&self, token: &Token, only_look: bool) -> Result<Hidden, Refusal> {
+    async fn fetch_unhurried(
+        &self,
+        token: &Token,
+        only_look: bool,
+        may: impl Fn() -> Result<(), Refusal>,
+    ) -> Result<Hidden, Refusal> {
         let doing = "fetching the manifest";
         // Never closed, so an error cannot happen; no permit would still be no harm.
         let _turn = FETCHING.acquire().await.ok();
+        may()?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
         let name = secret_name(&token.id);
         for _ in 0..RACE_TRIES {

@@ -32,7 +32,8 @@ use crate::tunnels::{Conflict, Live};
 /// An agent that holds a cluster's place has so long to prove that it lives, when another wants the place.
 const PROOF_OF_LIFE: Duration = Duration::from_secs(3);
 
-/// Answers `GET sockets/<id>/attach`: 101, and the tunnel runs on a task of its own.
+/// Answers `GET sockets/<id>/attach`: 101, and the tunnel runs on a task of its own. `held` is how long nobody might open
+/// this tunnel yet when the caller's token was asked about, if that is not now.
 ///
 /// # Errors
 /// The caller is not the agent of this cluster, or the hub is stopping.
@@ -40,14 +41,15 @@ pub async fn attach(
     hub: &Arc<Hub>,
     who: &Arc<Identity>,
     id: ClusterId,
+    held: Option<Duration>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     if hub.phases.stopping.is_cancelled() {
         return Err(Refusal::Stopping);
     }
     let cluster = admit(hub, who, &id).await?;
-    if let Some(rest) = hub.catalog.held(&cluster) {
-        return Err(held(&cluster, rest));
+    if let Some(rest) = hub.catalog.held(&cluster).or(held) {
+        return Err(on_hold(&cluster, rest));
     }
     let (parts, body) = request.into_parts();
     let opened = match hub_side::upgrade_response(&parts) {
@@ -79,7 +81,7 @@ async fn admit(hub: &Hub, who: &Arc<Identity>, id: &ClusterId) -> Result<Arc<Clu
 }
 
 /// Whoever comes now may be the agent of the former key.
-fn held(cluster: &Cluster, rest: Duration) -> Refusal {
+fn on_hold(cluster: &Cluster, rest: Duration) -> Refusal {
     let seconds = u32::try_from(rest.as_secs() + 1).unwrap_or(u32::MAX);
     let message =
         format!("cluster {} got another key moments ago; its agent may connect in {seconds} s", cluster.name);

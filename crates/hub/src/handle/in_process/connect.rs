@@ -146,3 +146,16 @@ async fn a_tunnel_at_the_gateway_ends_when_its_account_has_lost_the_right() {
     ended(&tunnel).await;
     world.close().await;
 }
+
+#[tokio::test]
+async fn what_was_answered_before_opens_no_tunnel() {
+    let mut world = World::for_agents(Setup::default()).await;
+    let bearer = format!("Bearer {TOKEN}");
+    let asked = ask("GET", "/k8s/clusters/edge-1/api", &[("authorization", &bearer)]);
+    let known = world.send_to_gateway(Wire::H2, asked).await;
+    assert_eq!(known.status(), 403, "believed, and remembered for ten seconds");
+    world.parent.token(TOKEN, None);
+    let (refused, _) = world.knock_with(TOKEN, PATH, &[]).await.unwrap_err();
+    assert_eq!(refused, 401);
+    world.close().await;
+}

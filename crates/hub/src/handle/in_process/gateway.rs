@@ -414,3 +414,26 @@ async fn revoking_a_token_ends_what_it_opened_at_once() {
     assert!(text(world.fetch("twl-own", "/api", &[]).await).await.contains("expired"));
     world.close().await;
 }
+
+#[tokio::test]
+async fn strangers_of_whom_the_parent_says_nothing_leave_room_for_those_who_were_good() {
+    let mut world = World::at_the_gateway().await;
+    let path = "/k8s/clusters/edge-1/api";
+    assert_eq!(code(&world.fetch(ALICE, path, &[]).await), 200);
+    world.hub.tokens.forget_answers().await;
+    let before = world.parent.token_reviews();
+    // So many as may be asked about at once.
+    for number in 0..64 {
+        let token = api::secret::Secret::from(format!("stranger-{number}"));
+        world.parent.token(token.reveal(), Some("never".into()));
+        let hub = Arc::clone(&world.hub);
+        world.tasks.spawn(async move { drop(hub.tokens.identify(&token, [192, 0, 2, number].into()).await) });
+    }
+    while world.parent.token_reviews() < before + 32 {
+        tokio::task::yield_now().await;
+    }
+    let answer = tokio::time::timeout(Duration::from_secs(5), world.fetch(ALICE, path, &[])).await;
+    assert_eq!(code(&answer.expect("strangers take every place")), 200);
+    assert_eq!(world.parent.token_reviews(), before + 33);
+    world.close().await;
+}

@@ -51,13 +51,18 @@ impl World {
 
     /// Dials as the cluster's agent: the open WebSocket, or what the hub answered instead.
     async fn dial(&mut self) -> Result<TokioIo<Upgraded>, Response<Incoming>> {
+        self.dial_after(None).await
+    }
+
+    /// The same, where its token was asked about while the cluster was held.
+    async fn dial_after(&mut self, held: Option<Duration>) -> Result<TokioIo<Upgraded>, Response<Incoming>> {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let hub = Arc::clone(&self.hub);
         let service = service_fn(move |request| {
             let hub = Arc::clone(&hub);
             async move {
                 let who = Arc::new(Identity::new(AGENT.to_owned(), None, vec![], [].into()).unwrap());
-                let answer = attach(&hub, &who, "c1".parse().unwrap(), request).await;
+                let answer = attach(&hub, &who, "c1".parse().unwrap(), held, request).await;
                 Ok::<_, std::convert::Infallible>(
                     answer.unwrap_or_else(|refusal| handle::respond(&refusal.to_status())),
                 )
@@ -90,6 +95,17 @@ async fn nobody_attaches_while_tokens_of_the_former_key_may_be_believed() {
     let wait: u64 = refused.headers()[RETRY_AFTER].to_str().unwrap().parse().unwrap();
     assert!((1..=KEY_HOLD.as_secs() + 1).contains(&wait), "{wait}");
     assert_eq!(refused.headers()["content-type"], CONTENT_TYPE);
+}
+
+#[tokio::test]
+async fn an_answer_that_was_asked_for_during_the_hold_is_too_old_after_it() {
+    let mut world = World::start().await;
+    let refused = world.dial_after(Some(Duration::from_secs(1))).await.unwrap_err();
+    assert_eq!(
+        (refused.status(), &refused.headers()[RETRY_AFTER]),
+        (503.try_into().unwrap(), &"2".parse().unwrap())
+    );
+    assert!(world.dial().await.is_ok());
 }
 
 #[tokio::test]
