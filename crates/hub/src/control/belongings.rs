@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::objects::{KEY_FINGERPRINT, dedicated_namespace};
+use crate::issued;
 use crate::join::has_code;
 use crate::join::stored::SECRET_TYPE;
 
@@ -114,7 +115,8 @@ pub(super) async fn ensure_cluster(
     Err(not_ours::<ManagedCluster>(cluster.name_any(), id))
 }
 
-/// Removes what lets a cluster's agent in, then the invitations that would let it back.
+/// Removes what lets a cluster's agent in, then the invitations that would let it back, and the tokens that lead to it: the
+/// same cluster may come again, with the same id.
 pub(super) async fn remove(client: &Client, id: &ClusterId) -> Result<(), Trouble> {
     let role = cluster_role_name(id);
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
@@ -123,12 +125,12 @@ pub(super) async fn remove(client: &Client, id: &ClusterId) -> Result<(), Troubl
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &dedicated_namespace(id));
     remove_one(&accounts, AGENT_ACCOUNT, id, "deleting the account").await?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    let used = used_invitations(&secrets, id)
-        .await
-        .map_err(|error| Trouble::Api("listing the cluster's invitations", error))?;
-    for name in used {
-        absent(secrets.delete(&name, &DeleteParams::default()).await)
-            .map_err(|error| Trouble::Api("deleting an invitation", error))?;
+    let doing = "deleting the cluster's invitations and tokens";
+    for type_ in [SECRET_TYPE, issued::stored::SECRET_TYPE] {
+        let failed = |error| Trouble::Api(doing, error);
+        for name in secrets_of(&secrets, id, type_).await.map_err(failed)? {
+            absent(secrets.delete(&name, &DeleteParams::default()).await).map_err(failed)?;
+        }
     }
     Ok(())
 }
@@ -147,10 +149,13 @@ pub(crate) async fn used_invitations(
     secrets: &Api<Secret>,
     id: &ClusterId,
 ) -> Result<Vec<String>, kube::Error> {
-    let used = ListParams::default()
-        .labels(&format!("{LABEL_CLUSTER_ID}={id}"))
-        .fields(&format!("type={SECRET_TYPE}"));
-    Ok(secrets.list_metadata(&used).await?.items.iter().map(kube::ResourceExt::name_any).collect())
+    secrets_of(secrets, id, SECRET_TYPE).await
+}
+
+async fn secrets_of(secrets: &Api<Secret>, id: &ClusterId, type_: &str) -> Result<Vec<String>, kube::Error> {
+    let theirs =
+        ListParams::default().labels(&format!("{LABEL_CLUSTER_ID}={id}")).fields(&format!("type={type_}"));
+    Ok(secrets.list_metadata(&theirs).await?.items.iter().map(kube::ResourceExt::name_any).collect())
 }
 
 async fn remove_one<K>(api: &Api<K>, name: &str, id: &ClusterId, doing: &'static str) -> Result<(), Trouble>

@@ -1,6 +1,7 @@
 //! The controller against a parent's API: what it makes, what it leaves alone, and what happens when somebody
 //! else changes things in between.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::registration::{ClusterRegistrationRequestSpec, ClusterRegistrationRequestStatus};
@@ -250,9 +251,16 @@ async fn unregistering_removes_what_is_the_clusters() {
         &json!({ "type": crate::join::stored::SECRET_TYPE,
                  "metadata": { "labels": { "clusters.clusternet.io/cluster-id": "c1" } } }),
     );
+    // The same cluster may come again, and so would whoever had a kubeconfig of it.
+    let token = crate::issued::tests::stored("twl-own", None);
+    let token_path = |id: &str| format!("/api/v1/namespaces/clusternet-system/secrets/credential-{id}");
+    world.api.put(&token_path("0123456789abcdef"), &token.to_secret());
+    let of_another = crate::issued::stored::Stored { cluster: "c2".parse().unwrap(), ..token };
+    world.api.put(&token_path("fedcba9876543210"), &of_another.to_secret());
     world.api.delete(&cluster_path());
     world.reconcile().await.unwrap();
-    assert_eq!(world.api.paths(), [format!("/api/v1/namespaces/{}", space())]);
+    let left = [format!("/api/v1/namespaces/{}", space()), token_path("fedcba9876543210")];
+    assert_eq!(BTreeSet::from_iter(world.api.paths()), BTreeSet::from(left));
 }
 
 /// As `kubectl patch clsrr --subresource=status` approves: nothing is said of a key.
