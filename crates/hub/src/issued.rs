@@ -30,6 +30,9 @@ use stored::Stored;
 pub const MAX_TOKENS: usize = 20_000;
 /// Most tokens of one owner: a loop that asks for them ends itself, not everybody's.
 pub const MAX_PER_OWNER: usize = 500;
+/// The same with those that are over and not yet deleted: a week of what `exec-credential` asks for twenty clusters is 3,400,
+/// and a quarter of all is as much as one owner shall keep others from having.
+pub const MAX_KEPT_PER_OWNER: usize = MAX_TOKENS / 4;
 
 /// SHA-256 of a token.
 pub type Hash = [u8; 32];
@@ -164,7 +167,14 @@ impl IssuedTokens {
     pub fn replace(&self, all: impl IntoIterator<Item = Stored>) {
         let old = self.known.load_full().unwrap_or_default();
         let mut new = HashMap::new();
-        for stored in all.into_iter().take(MAX_TOKENS) {
+        let mut all: Vec<Stored> = all.into_iter().collect();
+        if all.len() > MAX_TOKENS {
+            // Several were made at once at the limit. What is over is the first to go.
+            let now = Timestamp::now();
+            all.sort_by_key(|stored| stored.expires <= now);
+            all.truncate(MAX_TOKENS);
+        }
+        for stored in all {
             let issued = match old.get(&stored.hash).filter(|old| old.stored.same_but_used(&stored)) {
                 Some(old) => Arc::clone(old),
                 None => Arc::new(Issued::new(stored)),
@@ -185,6 +195,8 @@ impl IssuedTokens {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     pub(crate) fn stored(token: &str, role: Option<Role>) -> Stored {
@@ -204,6 +216,22 @@ pub(crate) mod tests {
         tokens
             .find(&Secret::from(token.to_owned()), now.parse().unwrap_or_default())
             .map_err(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn of_more_than_there_may_be_those_that_are_over_go_first() {
+        let now = Timestamp::now();
+        let numbered = |number: usize, expires| Stored {
+            id: format!("{number:016x}"),
+            expires,
+            ..stored(&number.to_string(), None)
+        };
+        let (over, good) = (now - Duration::from_secs(1), now + Duration::from_secs(3600));
+        let all = (0..MAX_TOKENS).map(|number| numbered(number, over)).chain([numbered(MAX_TOKENS, good)]);
+        let tokens = IssuedTokens::default();
+        tokens.replace(all);
+        assert_eq!(tokens.all().len(), MAX_TOKENS);
+        assert!(tokens.find(&Secret::from(MAX_TOKENS.to_string()), now).is_ok());
     }
 
     #[test]

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::stored::Stored;
-use super::{Hash, MAX_PER_OWNER, MAX_TOKENS, hash};
+use super::{Hash, MAX_KEPT_PER_OWNER, MAX_PER_OWNER, MAX_TOKENS, hash};
 use crate::config::Gateway;
 use crate::gateway::address;
 use crate::generate::formats;
@@ -39,6 +39,8 @@ use crate::refusal::Refusal;
 const DEFAULT_TTL: Duration = Duration::from_hours(8);
 /// Less is over before the file is where it shall be.
 const MIN_TTL: Duration = Duration::from_mins(1);
+/// To what an OpenShift token is limited, for its authorizer alone to read (`scopes.authorization.openshift.io`).
+const SCOPES: &str = "scopes.authorization.openshift.io";
 /// Longest name of a tool's service.
 const MAX_SERVICE: usize = 63;
 /// How long to wait for this hub's own watch to show a new token; usually milliseconds. The answer goes out in any case.
@@ -85,6 +87,7 @@ async fn create_unhurried(hub: &Hub, who: &Arc<Identity>, body: &[u8]) -> Result
     if known.is_none() {
         return Err(Refusal::NotFound(format!("there is no cluster {named}")));
     }
+    check_scope(who)?;
     // Whoever cannot be in a child would have a token that is good for nothing.
     let owner = who.without_details();
     let stored = new(&spec, cluster.clone(), owner, end(ttl), Hash::default())?;
@@ -246,6 +249,17 @@ fn check_inventory(spec: &KubeconfigRequestSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A token stands for its owner, and would outgrow a session that is kept to less than that.
+fn check_scope(who: &Identity) -> Result<(), Refusal> {
+    if who.extra().contains_key(SCOPES) {
+        return Err(Refusal::Forbidden(
+            "your own token is limited to scopes, and a kubeconfig would not be; ask with an unlimited one"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 fn check_service(spec: &KubeconfigRequestSpec) -> Result<(), Refusal> {
     let Some(service) = &spec.service else { return Ok(()) };
     if spec.role.is_none() {
@@ -263,9 +277,15 @@ fn check_room(hub: &Hub, who: &Identity) -> Result<(), Refusal> {
     let all = hub.issued.all();
     let now = Timestamp::now();
     // Those that are over are kept for a while, to say so; they are no reason to refuse new ones.
-    let own = all.iter().filter(|issued| issued.owner.user() == who.user() && !issued.expired(now)).count();
+    let kept = all.iter().filter(|issued| issued.owner.user() == who.user());
+    let own = kept.clone().filter(|issued| !issued.expired(now)).count();
     let full = if own >= MAX_PER_OWNER {
         format!("user {:?} has {own} credentials, which is the limit; revoke some", who.user())
+    } else if kept.count() >= MAX_KEPT_PER_OWNER {
+        format!(
+            "user {:?} had {MAX_KEPT_PER_OWNER} credentials within days, which is the limit; ask for longer ones",
+            who.user()
+        )
     } else if all.len() >= MAX_TOKENS {
         format!("this hub has {} credentials, which is the limit; revoke some", all.len())
     } else {

@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::stored::{LAST_USED, SECRET_TYPE, Stored, secret_name};
-use super::{IssuedTokens, MAX_TOKENS};
+use super::{IssuedTokens, MAX_PER_OWNER, MAX_TOKENS};
 use crate::control::DEADLINE;
 use crate::rewatch::Rewatch;
 
@@ -30,8 +30,10 @@ const KEEP_EXPIRED: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// With more tokens than this, expired ones go at once: `exec-credential` gets a new one every hour, and what is over
 /// must not take the place of what is good.
 const CROWDED: usize = MAX_TOKENS / 2;
-/// Most writes in one round; the others are next.
+/// Most last uses that are written in one round; the others are next.
 const MAX_WRITES: usize = 200;
+/// Most that are deleted in one round, before those: more than one owner can have made since the last.
+const MAX_DELETES: usize = 2 * MAX_PER_OWNER;
 
 /// Follows the Secrets until `stop`.
 ///
@@ -120,29 +122,28 @@ fn take(seen: &mut Seen, arriving: &mut Option<Seen>, event: Event<DeserializeGu
     }
 }
 
-/// Writes down last uses, and deletes what expired long ago.
+/// Deletes what expired long ago, and writes down last uses.
 async fn keep(secrets: &Api<Secret>, tokens: &IssuedTokens, now: Timestamp) {
-    let mut writes = 0;
     let all = tokens.all();
     let keep_expired = if all.len() > CROWDED { SignedDuration::ZERO } else { KEEP_EXPIRED };
-    for issued in all {
-        if writes >= MAX_WRITES {
-            break;
-        }
+    let (over, good): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|issued| issued.stored.expires + keep_expired <= now);
+    let failed = |name: &str, error: &kube::Error| {
+        tracing::debug!(secret = name, %error, "a credential could not be kept up to date");
+    };
+    for issued in over.iter().take(MAX_DELETES) {
         let name = secret_name(&issued.stored.id);
-        let done = if issued.stored.expires + keep_expired <= now {
-            secrets.delete(&name, &DeleteParams::default()).await.map(drop)
-        } else {
-            let Some(used) = issued.unwritten_use() else { continue };
-            let patch = json!({ "metadata": { "annotations": { LAST_USED: used.to_string() } } });
-            secrets
-                .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-                .await
-                .map(|_| issued.wrote_use(used))
-        };
-        writes += 1;
-        if let Err(error) = done {
-            tracing::debug!(secret = name, %error, "a credential could not be kept up to date");
+        if let Err(error) = secrets.delete(&name, &DeleteParams::default()).await {
+            failed(&name, &error);
+        }
+    }
+    let used = good.iter().filter_map(|issued| Some((issued, issued.unwritten_use()?)));
+    for (issued, used) in used.take(MAX_WRITES) {
+        let name = secret_name(&issued.stored.id);
+        let patch = json!({ "metadata": { "annotations": { LAST_USED: used.to_string() } } });
+        match secrets.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => issued.wrote_use(used),
+            Err(error) => failed(&name, &error),
         }
     }
 }

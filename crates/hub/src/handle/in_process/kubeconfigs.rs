@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 use super::*;
 use crate::control::fake_api::FakeApi;
 use crate::issued::stored::Stored;
-use crate::issued::{MAX_PER_OWNER, hash};
+use crate::issued::{MAX_KEPT_PER_OWNER, MAX_PER_OWNER, hash};
 
 const REQUESTS: &str = "/apis/access.towline.io/v1alpha1/kubeconfigrequests";
 const CREDENTIALS: &str = "/apis/access.towline.io/v1alpha1/issuedcredentials";
@@ -380,6 +380,20 @@ async fn a_format_without_a_token_issues_none_and_the_others_hold_what_was_issue
         assert!(message(&answer).contains(names), "{spec}: {answer}");
     }
     assert_eq!(issuing.stored().len(), issued);
+    issuing.world.close().await;
+}
+
+#[tokio::test]
+async fn short_tokens_in_a_loop_do_not_fill_the_hub() {
+    let mut issuing = Issuing::start().await;
+    let over = (0..MAX_KEPT_PER_OWNER).map(|number| Stored {
+        id: format!("{number:016x}"),
+        expires: Timestamp::now() - Duration::from_secs(60),
+        ..issued::tests::stored(&number.to_string(), None)
+    });
+    issuing.world.hub.issued.replace(over);
+    let (code, answer) = issuing.ask_for("alice", json!({ "cluster": "edge-1" })).await;
+    assert_eq!((code, message(&answer).contains("ask for longer ones")), (429, true), "{answer}");
     issuing.world.close().await;
 }
 
