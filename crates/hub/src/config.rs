@@ -377,6 +377,13 @@ fn gateway(
     if let Some(domain) = domain.as_ref().filter(|domain| !is_domain(domain)) {
         wrong.push(format!("--gateway-domain {domain:?} is no domain, like k8s.example.com"));
     }
+    if let (Some(domain), Some(host)) = (&domain, url.as_deref().and_then(host_of))
+        && host.strip_suffix(domain.as_str()).is_some_and(|rest| rest.ends_with('.'))
+    {
+        wrong.push(format!(
+            "--gateway-url: {host} is in --gateway-domain {domain}, where each host is a cluster's; take a host beside it"
+        ));
+    }
     let has_url = url.is_some();
     let files = match (cert_file, key_file) {
         (Some(cert), Some(key)) => Some((cert, key)),
@@ -655,6 +662,12 @@ mod tests {
         let refused = names(&["--gateway-url=https://hub", &ca]);
         std::fs::remove_file(&certificate).unwrap();
         assert!(refused.unwrap_err().contains("makes both itself"));
+        let among =
+            names(&["--gateway-url=https://Hub.k8s.example.com:8444", "--gateway-domain=k8s.example.com"]);
+        assert!(among.unwrap_err().contains("each host is a cluster's"));
+        assert!(
+            names(&["--gateway-url=https://k8s.example.com", "--gateway-domain=k8s.example.com"]).is_ok()
+        );
         let lost = names(&["--gateway-domain=k8s.example.com", "--agents-use-gateway"]);
         assert!(lost.unwrap_err().contains("--agents-use-gateway needs --gateway-url"));
     }
