@@ -86,6 +86,8 @@ struct Object {
     cluster: Arc<Cluster>,
     reference: ObjectReference,
     generation: Option<i64>,
+    /// What a write is based on: one that comes late changes nothing that was written after it was begun.
+    version: Option<String>,
 }
 
 impl Object {
@@ -94,6 +96,7 @@ impl Object {
             cluster: Arc::clone(cluster),
             reference: reference(object),
             generation: object.metadata.generation,
+            version: object.metadata.resource_version.clone(),
         }
     }
 }
@@ -246,16 +249,6 @@ async fn tell_live(
     // Whoever does not say how it is need not be asked how far away it is.
     let rtt = if report.is_ok() { live.round_trip().await } else { None };
     let now = Timestamp::now();
-    let (previous, object) = match (state.status.take(), state.object.take()) {
-        (Some(status), Some(object)) => (status, object),
-        _ => match read(control, cluster).await? {
-            Some(there) => {
-                let object = Object::of(cluster, &there);
-                (there.status.unwrap_or_default(), object)
-            }
-            None => return Ok(state),
-        },
-    };
     let facts = Facts::Live {
         tunnel: &live.tunnel_id,
         since: live.since,
@@ -265,18 +258,42 @@ async fn tell_live(
         conflict: conflict(&control.tunnels, &cluster.id, now),
     };
     let credential = credential(live.last_renewed(), live.hello.credential_expires, live.since);
-    let status = status_of(&previous, &known(control, &object, credential), &facts, now);
-    let rested = state.written.is_none_or(|written| now.duration_since(written) >= WRITE_EVERY);
-    if same_but_measured(&previous, &status) && !rested {
-        (state.status, state.object) = (Some(previous), Some(object));
-        return Ok(state);
-    }
-    if let Some(generation) = write(control, cluster, &previous, &status).await? {
-        story.tell_changes(&object.reference, &previous.conditions, &status.conditions);
-        state.status = Some(status);
-        // Judged by another generation: it is read again next time.
-        state.object = (generation == object.generation).then_some(object);
-        state.written = Some(now);
+    for last in [false, true] {
+        if control.tunnels.get(&cluster.id).is_none_or(|current| current.tunnel_id != live.tunnel_id) {
+            // It has ended while its agent was asked: the next check says so.
+            return Ok(state);
+        }
+        let (previous, object) = match (state.status.take(), state.object.take()) {
+            (Some(status), Some(object)) => (status, object),
+            _ => match read(control, cluster).await? {
+                Some(there) => {
+                    let object = Object::of(cluster, &there);
+                    (there.status.unwrap_or_default(), object)
+                }
+                None => return Ok(state),
+            },
+        };
+        let status = status_of(&previous, &known(control, &object, credential), &facts, now);
+        let rested = state.written.is_none_or(|written| now.duration_since(written) >= WRITE_EVERY);
+        if same_but_measured(&previous, &status) && !rested {
+            (state.status, state.object) = (Some(previous), Some(object));
+            return Ok(state);
+        }
+        match write(control, cluster, &object, &previous, &status).await {
+            Ok(None) => return Ok(state),
+            Ok(Some(written)) => {
+                story.tell_changes(&object.reference, &previous.conditions, &status.conditions);
+                state.status = Some(status);
+                // Judged by another generation: it is read again next time.
+                let same = written.metadata.generation == object.generation;
+                state.object = same.then(|| Object::of(cluster, &written));
+                state.written = Some(now);
+                return Ok(state);
+            }
+            // Somebody else has written: read again, and judged anew.
+            Err(error) if has_code(&error, 409) && !last => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(state)
 }
@@ -295,7 +312,7 @@ async fn tell_loss(
     let seen = previous.last_observed_time.as_ref().map(|time| time.0);
     // Another replica holds a tunnel of it.
     let heard_elsewhere = match (seen, lost) {
-        (Some(seen), Some(lost)) => seen > lost,
+        (Some(seen), Some(lost)) => seen > lost && now.duration_since(seen) < STALE,
         (Some(seen), None) => now.duration_since(seen) < STALE,
         (None, _) => false,
     };
@@ -312,7 +329,7 @@ async fn tell_loss(
     let status = status_of(&previous, &known(control, &object, credential), &facts, now);
     if same_but_measured(&previous, &status) {
         state.loss_told = true;
-    } else if write(control, cluster, &previous, &status).await?.is_some() {
+    } else if write(control, cluster, &object, &previous, &status).await?.is_some() {
         story.tell_changes(&object.reference, &previous.conditions, &status.conditions);
         state.loss_told = true;
     }
@@ -356,17 +373,19 @@ async fn read(control: &Control, cluster: &Cluster) -> Result<Option<ManagedClus
     clusters.get_opt(cluster.name.as_str()).await
 }
 
-/// The generation of the object that was written, or `None` if the cluster is gone.
+/// What is there now, or `None` if the cluster is gone; 409 if it was changed after `object` was read.
 async fn write(
     control: &Control,
     cluster: &Cluster,
+    object: &Object,
     previous: &ManagedClusterStatus,
     status: &ManagedClusterStatus,
-) -> Result<Option<Option<i64>>, kube::Error> {
+) -> Result<Option<ManagedCluster>, kube::Error> {
     let clusters: Api<ManagedCluster> = Api::namespaced(control.client.clone(), &cluster.namespace);
-    let patch = Patch::Merge(patch(previous, status));
-    match clusters.patch_status(cluster.name.as_str(), &PatchParams::default(), &patch).await {
-        Ok(written) => Ok(Some(written.metadata.generation)),
+    let mut patch = patch(previous, status);
+    patch["metadata"] = json!({ "resourceVersion": object.version });
+    match clusters.patch_status(cluster.name.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(written) => Ok(Some(written)),
         Err(error) if has_code(&error, 404) => Ok(None),
         Err(error) => Err(error),
     }

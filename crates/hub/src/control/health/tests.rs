@@ -255,3 +255,32 @@ async fn a_cluster_that_is_shut_out_while_it_is_away_says_so() {
         assert_eq!(condition(&api, "Registered")["status"], if denied { "False" } else { "True" });
     }
 }
+
+#[tokio::test]
+async fn a_write_that_comes_late_changes_nothing_that_was_written_meanwhile() {
+    let (api, control) = world().await;
+    let pair = pair_with_key(EDGE, "a", "k").await;
+    drop(control.tunnels.insert(Arc::clone(&pair.live)).unwrap());
+    let lost = control.tunnels.last_lost(&EDGE.parse().unwrap()).unwrap();
+    let (story, _remarks) = events::story();
+    let (mut states, mut checks) = (HashMap::new(), JoinSet::new());
+    // Another replica has heard from it, after it was read here and before it is written.
+    let mut first = true;
+    api.hook(move |objects, line| {
+        if line.starts_with("PATCH") && std::mem::take(&mut first) {
+            let object = objects.get_mut(&object_path()).unwrap();
+            object["metadata"]["resourceVersion"] = "of-another-replica".into();
+            object["status"]["lastObservedTime"] = json!(Time(lost + SignedDuration::from_secs(3)));
+        }
+        Reaction::Go
+    });
+    for after in [4, 6] {
+        start_due(&control, &story, &mut states, &mut checks, lost + SignedDuration::from_secs(after));
+        assert_eq!(checks.len(), 1, "{after}");
+        while let Some(done) = checks.join_next().await {
+            let (id, state) = done.unwrap();
+            states.insert(id, state);
+        }
+        assert_eq!(condition(&api, "Ready")["status"], "True", "{after}");
+    }
+}
