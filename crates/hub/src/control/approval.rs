@@ -12,7 +12,7 @@
 //! none (`kubectl patch`, or what people have from Clusternet) counts where only one key can be meant: the request has
 //! asked with one key ever since it was made, and no cluster has another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,9 @@ impl Trouble {
     }
 }
 
+/// After so many results, what is remembered of requests that are gone is forgotten: 300 bytes each until then.
+const FORGET_EVERY: usize = 256;
+
 /// What a request asks of the hub, given the cluster that it made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -113,7 +116,7 @@ struct Known<'a> {
     denied: bool,
 }
 
-/// When a request that failed is tried again. One entry per failed request, gone with it: 100 bytes.
+/// When a request that failed is tried again. One entry per failed request: 100 bytes.
 struct Retry {
     backoff: Backoff,
     at: Instant,
@@ -150,20 +153,23 @@ pub(super) async fn run(
     let (retries, told) = (Mutex::default(), Requests::default());
     let context = Arc::new(Context { control, retries, names, clusters, told, story });
     let forgetting = Arc::clone(&context);
-    Controller::new(requests, watcher::Config::default())
-        .with_config(Config::default().concurrency(CONCURRENCY))
+    let controller = Controller::new(requests, watcher::Config::default())
+        .with_config(Config::default().concurrency(CONCURRENCY));
+    let (there, mut done) = (controller.store(), 0_usize);
+    controller
         .reconcile_all_on(changes)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, retry, context)
         .for_each(|result| {
+            done += 1;
+            if done.is_multiple_of(FORGET_EVERY) {
+                let there: HashSet<String> = there.state().iter().map(|request| request.name_any()).collect();
+                lock(&forgetting.retries).retain(|name, _| there.contains(name));
+                forgetting.told.retain(|name| there.contains(name));
+            }
             match result {
-                // A request may be gone by the time its turn comes.
-                Err(ControllerError::ObjectNotFound(gone)) => {
-                    lock(&forgetting.retries).remove(&gone.name);
-                    forgetting.told.forget(&gone.name);
-                }
-                // Told where it happened.
-                Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
+                // Gone by the time that its turn came, or told where it happened.
+                Ok(_) | Err(ControllerError::ObjectNotFound(_) | ControllerError::ReconcilerFailed(..)) => {}
                 Err(error) => {
                     tracing::warn!(%error, "the watch on registration requests broke; it goes on by itself");
                 }

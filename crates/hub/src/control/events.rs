@@ -53,8 +53,8 @@ const COUNT_EVERY: SignedDuration = SignedDuration::from_secs(60);
 const SAME_FOR: SignedDuration = SignedDuration::from_mins(10);
 /// Events whose count is kept, about 1.5 KiB each with the note: 30 MiB at worst. More at once are not told.
 const MAX_SERIES: usize = 20_000;
-/// How often counts that wait are looked for.
-const TICK: Duration = Duration::from_secs(10);
+/// How often counts that wait are looked for: one pass over a table in memory.
+const TICK: Duration = Duration::from_secs(1);
 /// Longest note (core/v1 `Event.message`, validation/events.go).
 const MAX_NOTE: usize = 1024;
 /// A request that this hub sees for the first time is told about if it is no older: the story of older ones was told
@@ -188,7 +188,7 @@ fn changes(before: &[Condition], now: &[Condition]) -> Vec<(Happened, String)> {
     all
 }
 
-/// What was told of each registration request: about 200 bytes each, gone with the request.
+/// What was told of each registration request: about 200 bytes each.
 #[derive(Debug, Default)]
 pub(super) struct Requests(Mutex<HashMap<String, String>>);
 
@@ -227,9 +227,9 @@ impl Requests {
         is_news.then(|| Told { regarding: reference(request), happened, note, once: Some(state) })
     }
 
-    /// The request is gone.
-    pub(super) fn forget(&self, name: &str) {
-        self.told().remove(name);
+    /// Forgets the requests that are gone.
+    pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        self.told().retain(|name, _| is_there(name));
     }
 
     fn told(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -294,15 +294,18 @@ impl Book {
         Some(Write::New(Box::new(series)))
     }
 
-    /// Counts that have waited long enough; what is over is forgotten.
-    fn due(&mut self, now: Timestamp) -> Vec<Write> {
-        let mut all = Vec::new();
-        for series in self.0.values_mut() {
-            if series.last > series.written && now.duration_since(series.written) >= COUNT_EVERY {
+    /// Counts that have waited long enough, at most so many: the others wait for the next look. What is over is forgotten.
+    fn due(&mut self, now: Timestamp, most: usize) -> Vec<Write> {
+        let waiting = self.0.values_mut().filter(|series| {
+            series.last > series.written && now.duration_since(series.written) >= COUNT_EVERY
+        });
+        let all = waiting
+            .take(most)
+            .map(|series| {
                 series.written = now;
-                all.push(Write::Count(Box::new(series.clone())));
-            }
-        }
+                Write::Count(Box::new(series.clone()))
+            })
+            .collect();
         self.forget_old(now);
         all
     }
@@ -327,7 +330,7 @@ pub(super) async fn run(control: Arc<Control>, mut remarks: Remarks) -> anyhow::
                 Some(told) => Vec::from_iter(book.take(told, Timestamp::now())),
                 None => anyhow::bail!("nobody is left to tell anything"),
             },
-            _ = ticks.tick(), if writes.len() < WRITES => book.due(Timestamp::now()),
+            _ = ticks.tick(), if writes.len() < WRITES => book.due(Timestamp::now(), WRITES - writes.len()),
         };
         for write in due {
             writes.spawn(in_time(control.client.clone(), control.settings.hub_id.clone(), write));
@@ -445,7 +448,7 @@ mod tests {
             let happened = if second % 2 == 0 { Happened::Connected } else { Happened::ConnectionLost };
             writes.extend(book.take(told("a", happened), at(second)));
             if second % 10 == 0 {
-                writes.extend(book.due(at(second)));
+                writes.extend(book.due(at(second), WRITES));
             }
         }
         let new = writes.iter().filter(|write| matches!(write, Write::New(_))).count();
@@ -456,9 +459,22 @@ mod tests {
             Write::New(_) => 1,
         };
         assert!(writes.iter().map(most).max().unwrap() > 250, "and all are counted");
-        assert!(book.due(at(660)).len() <= 2, "what waited is written");
-        book.due(at(10_000));
+        assert!(book.due(at(660), WRITES).len() <= 2, "what waited is written");
+        book.due(at(10_000), WRITES);
         assert!(book.0.is_empty(), "and forgotten");
+    }
+
+    #[test]
+    fn an_outage_of_thousands_is_counted_a_few_at_a_time() {
+        let mut book = Book::default();
+        for second in [0, 1] {
+            for number in 0..1000 {
+                book.take(told(&number.to_string(), Happened::ConnectionLost), at(second));
+            }
+        }
+        let written: Vec<usize> = (0..40).map(|tick| book.due(at(120 + tick), WRITES).len()).collect();
+        assert!(written.iter().all(|count| *count <= WRITES), "{written:?}");
+        assert_eq!(written.iter().sum::<usize>(), 1000, "and all of them in the end");
     }
 
     #[test]
@@ -588,7 +604,7 @@ mod tests {
             }
         };
         assert_eq!(same(&Requests::default()), same(&Requests::default()));
-        restarted.forget("clusternet-c1");
+        restarted.retain(|name| name != "clusternet-c1");
         assert!(restarted.told().is_empty());
     }
 
