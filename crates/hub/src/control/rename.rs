@@ -11,6 +11,7 @@
 //! Each step looks at what the API says and does one thing, so a hub that died in between goes on where it was: what is
 //! wished stands in the first object until that is gone. A wish that is taken back undoes what was done for it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,11 +92,17 @@ pub(super) async fn run(
                 }
             }
         }
+        if again {
+            // Whatever changes meanwhile, for it may be what was tried here that did.
+            tokio::select! {
+                () = control.stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY) => continue,
+            }
+        }
         tokio::select! {
             biased;
             () = control.stop.cancelled() => return Ok(()),
             changed = wished.changed() => changed?,
-            () = tokio::time::sleep(RETRY), if again => {}
         }
     }
 }
@@ -300,7 +307,7 @@ fn likeness(first: &ManagedCluster, name: &ClusterName) -> ManagedCluster {
     let before = annotations.remove(FORMER_NAMES).unwrap_or_default();
     let mut former = vec![first.name_any()];
     former.extend(before.split(',').filter(|old| !old.is_empty()).map(str::to_owned));
-    let mut seen = std::collections::BTreeSet::from([name.to_string()]);
+    let mut seen = BTreeSet::from([name.to_string()]);
     former.retain(|old| seen.insert(old.clone()));
     former.truncate(MAX_FORMER);
     annotations.insert(FORMER_NAMES.to_owned(), former.join(","));
@@ -315,12 +322,17 @@ fn likeness(first: &ManagedCluster, name: &ClusterName) -> ManagedCluster {
 fn is_like(object: &ManagedCluster, wanted: &ManagedCluster) -> bool {
     object.name_any() == wanted.name_any()
         && object.spec == wanted.spec
-        && object.labels() == wanted.labels()
-        && object.annotations() == wanted.annotations()
+        && holds(object.labels(), wanted.labels())
+        && holds(object.annotations(), wanted.annotations())
+}
+
+/// More may stand there: what an admission webhook adds to every object is no reason to begin again.
+fn holds(there: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| there.get(key) == Some(value))
 }
 
 /// The names that an object says its cluster had.
-pub(super) fn former_names(annotations: &std::collections::BTreeMap<String, String>) -> Vec<ClusterName> {
+pub(super) fn former_names(annotations: &BTreeMap<String, String>) -> Vec<ClusterName> {
     let names = annotations.get(FORMER_NAMES).map(String::as_str).unwrap_or_default();
     names.split(',').take(MAX_FORMER).filter_map(|name| name.parse().ok()).collect()
 }
