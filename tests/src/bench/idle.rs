@@ -1,6 +1,8 @@
 //! Tunnels in bulk, most of them idle: agents that connect to the hub as the aggregator would pass them on, but directly,
 //! say hello, and answer whatever the hub asks with a report of good health.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{Request, header};
@@ -26,9 +28,9 @@ pub fn namespace(n: usize) -> String {
     format!("clusternet-{hex}")
 }
 
-/// Namespaces and `ManagedCluster`s for so many clusters.
-pub fn objects(count: usize) -> Value {
-    let items: Vec<Value> = (0..count)
+/// Namespaces and `ManagedCluster`s of these clusters.
+pub fn objects(numbers: Range<usize>) -> Value {
+    let items: Vec<Value> = numbers
         .flat_map(|n| {
             let labels = json!({ "clusters.clusternet.io/cluster-id": cluster_id(n),
                                  "clusters.clusternet.io/cluster-name": format!("bench-{n}"),

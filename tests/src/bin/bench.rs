@@ -18,9 +18,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::bench::direct_agent::Child;
 use tests::bench::load::{Client, Target, percentile};
-use tests::bench::{backend, direct_agent, idle, usage};
+use tests::bench::{backend, direct_agent, idle, people, usage};
 use tests::binaries::Binaries;
 use tests::clusters::Parent;
+use tests::kubectl::Kubectl;
 use tests::process::{Process, Program, wait_until};
 use tests::say;
 use tests::scratch::Scratch;
@@ -37,12 +38,28 @@ struct Size {
     saturation: Duration,
     bulks: usize,
     tunnels: usize,
+    clusters: usize,
 }
 
-const FULL: Size =
-    Size { rounds: 7, latencies: 1000, saturation: Duration::from_secs(5), bulks: 4, tunnels: 1000 };
-const SMOKE: Size =
-    Size { rounds: 3, latencies: 200, saturation: Duration::from_secs(1), bulks: 1, tunnels: 100 };
+const FULL: Size = Size {
+    rounds: 7,
+    latencies: 1000,
+    saturation: Duration::from_secs(5),
+    bulks: 4,
+    tunnels: 1000,
+    clusters: 3000,
+};
+const SMOKE: Size = Size {
+    rounds: 3,
+    latencies: 200,
+    saturation: Duration::from_secs(1),
+    bulks: 1,
+    tunnels: 100,
+    clusters: 101,
+};
+
+/// Each tunnel is a cluster's.
+const _: () = assert!(FULL.clusters > FULL.tunnels && SMOKE.clusters > SMOKE.tunnels);
 
 /// What the agent's binary has too.
 #[global_allocator]
@@ -115,10 +132,11 @@ struct Stage {
     agent: Process,
     _backend: Process,
     hub: Process,
-    _parent: Parent,
+    parent: Parent,
     _scratch: Scratch,
     child: Target,
     front: Target,
+    cli: Kubectl,
 }
 
 /// One way to the child through hub and agent.
@@ -178,9 +196,7 @@ async fn set_up(size: Size) -> Result<Stage> {
         .start(&scratch)?;
     let agent = start_agent(&scratch, &towline, &parent, &directory, child_address).await?;
 
-    let objects = idle::objects(size.tunnels + 1);
-    let kubectl = parent.kubectl().clone().with_time_limit(Duration::from_secs(300));
-    kubectl.ok_with(&["create", "-f", "-"], objects.to_string().as_bytes()).await?;
+    create_clusters(&parent, size.clusters).await?;
     let front = front(hub_address, &directory)?;
     let direct_agent = start_direct_agent(&scratch, &directory, &front, hub_address, child_address).await?;
 
@@ -190,11 +206,26 @@ async fn set_up(size: Size) -> Result<Stage> {
         agent,
         _backend: backend,
         hub,
-        _parent: parent,
+        cli: parent.kubectl().clone().with_binary(&towline.cli),
+        parent,
         _scratch: scratch,
         child,
         front,
     })
+}
+
+/// Several commands at once: each waits for one object after the other.
+async fn create_clusters(parent: &Parent, count: usize) -> Result<()> {
+    const AT_ONCE: usize = 8;
+    let mut creating = JoinSet::new();
+    for first in (0..count).step_by(count.div_ceil(AT_ONCE)) {
+        let objects = idle::objects(first..count.min(first + count.div_ceil(AT_ONCE))).to_string();
+        let kubectl = parent.kubectl().clone().with_time_limit(Duration::from_secs(300));
+        creating.spawn(
+            async move { kubectl.ok_with(&["create", "-f", "-"], objects.as_bytes()).await.map(drop) },
+        );
+    }
+    creating.join_all().await.into_iter().collect()
 }
 
 /// The cluster whose tunnel reaches the hub directly.
@@ -335,7 +366,9 @@ async fn measure(stage: &Stage, size: Size) -> Result<Value> {
         "bad company: small GETs of one user beside another's stalled readers, half requests and silent connections",
     );
     let company = bad_company(stage, &ways[0].client, size).await?;
-    Ok(json!({ "latency_1KiB_GET": latency, "throughput_1KiB_GET_64_in_flight": throughput,
+    say(&format!("people: the command line with {} clusters", size.clusters));
+    let people = people::figures(&stage.cli, stage.parent.kubectl(), size.clusters, size.rounds).await?;
+    Ok(json!({ "people": people, "latency_1KiB_GET": latency, "throughput_1KiB_GET_64_in_flight": throughput,
                "bulk_100MB": bulk, "small_beside_bulk": fairness,
                "bad_company": company, "idle_tunnels": memory }))
 }
@@ -532,6 +565,15 @@ fn show(result: &Value) -> Result<()> {
         "hub memory per idle tunnel, KiB",
         [String::new(), cell("/idle_tunnels/hub_kib_each", 1), String::new()],
     )?;
+    let clusters = cell("/people/clusters", 0);
+    for (name, what) in [
+        (format!("kubectl towline clusters, {clusters} of them, ms"), "list_ms"),
+        ("  kubectl get mcls -A, ms".to_owned(), "kubectl_get_ms"),
+        ("kubectl towline kubeconfig, ms".to_owned(), "kubeconfig_ms"),
+    ] {
+        let of = |which: &str| cell(&format!("/people/{what}/{which}"), 0);
+        line(&name, [String::new(), of("p50"), format!("most {}", of("most"))])?;
+    }
     print("")
 }
 
