@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use tests::gateway::DOMAIN;
 use tests::kubectl::Kubectl;
 use tests::process::wait_until;
 use tests::world::{CHILD, SYSTEM, World, spdy};
@@ -186,4 +187,65 @@ pub(crate) async fn a_manifest_is_fetched_once_and_only_from_whoever_holds_the_p
     let kept = world.parent().kubectl().ok(&["get", "secrets", "-A", "-o", "json"]).await?;
     ensure!(!kept.contains(token), "a Secret holds the address");
     Ok(())
+}
+
+/// The hub makes the gateway's certificate; the child, which can reach the parent's address and nothing else of it, opens
+/// its tunnel there, and so does whoever uses it.
+pub(crate) async fn an_agent_opens_its_tunnel_at_a_gateway_whose_certificate_the_hub_made(
+    world: &mut World,
+) -> Outcome {
+    let address = world.child().network().context("behind NAT")?.parent_address();
+    let (listen, url) = (format!("{address}:{}", world.gateway().port), format!("https://{address}"));
+    let url = format!("{url}:{}", world.gateway().port);
+    let usual = world.set_hub_arguments(&[
+        "--gateway-listen",
+        &listen,
+        "--gateway-url",
+        &url,
+        "--gateway-domain",
+        DOMAIN,
+        "--agents-use-gateway",
+    ]);
+    world.stop_hub();
+    world.start_hub().await?;
+    // What moves a cluster that is registered already; whoever invites the same cluster is not asked again.
+    world.register_and_apply().await?;
+    let connected = format!("/connect/{}", world.cluster_id);
+    wait_until("the tunnel at the gateway", Duration::from_secs(90), async || {
+        ensure!(world.hub()?.log_text()?.contains(&connected), "nobody asked for {connected}");
+        Ok(())
+    })
+    .await?;
+    let attached = |world: &World| {
+        let events = world.parent().plane.audit_events()?;
+        let attach = |event: &&Value| event["requestURI"].as_str().unwrap_or_default().ends_with("/attach");
+        anyhow::Ok(events.iter().filter(attach).count())
+    };
+    let before = attached(world)?;
+    for (name, spec) in [
+        ("own-path", json!({ "cluster": CHILD })),
+        ("own-root", json!({ "cluster": CHILD, "address": "root" })),
+    ] {
+        let kubectl = with(world, name, &issue(world, spec).await?)?;
+        wait_until("the hub to know the token", Duration::from_secs(30), async || {
+            kubectl.ok(&["get", "nodes"]).await.map(drop)
+        })
+        .await?;
+        let said = kubectl.ok_with(&["exec", "-i", "web", "--", "cat"], name.as_bytes()).await?;
+        ensure!(said == name, "{said:?}");
+    }
+    ensure!(attached(world)? == before, "the tunnel was opened at the parent");
+
+    // As the other tests expect it: without that gateway the agent falls back to the parent by itself.
+    let usual: Vec<&str> = usual.iter().map(String::as_str).collect();
+    world.set_hub_arguments(&usual);
+    world.stop_hub();
+    world.start_hub().await?;
+    world.register_and_apply().await?;
+    let admin = world.admin_through_hub().await?;
+    wait_until("the tunnel through the parent", Duration::from_secs(90), async || {
+        admin.ok(&["get", "--raw", "/version"]).await
+    })
+    .await
+    .map(drop)
 }

@@ -429,9 +429,10 @@ impl World {
         front_of(&self.parent, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
     }
 
-    /// What the hub is started with the next time, besides what it needs here.
-    pub fn set_hub_arguments(&mut self, arguments: &[&str]) {
-        self.towline.hub_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    /// What the hub is started with the next time, besides what it needs here; and what it was until now.
+    pub fn set_hub_arguments(&mut self, arguments: &[&str]) -> Vec<String> {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        std::mem::replace(&mut self.towline.hub_arguments, arguments)
     }
 
     /// Starts the hub again, on the same port.
