@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 
 use api::cluster::{CONDITION_READY, CONDITION_TUNNEL, ManagedCluster};
+use api::registration::ClusterRegistrationRequest;
 use api::yaml;
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -31,12 +32,19 @@ pub(crate) async fn run(session: &Session, args: &Clusters) -> Result<(), Failur
         Api::all_with(session.client.clone(), &ApiResource::erase::<ManagedCluster>(&()));
     let mut params = ListParams::default();
     params.label_selector.clone_from(&args.selector);
-    let mut objects = session.list("list clusters", &api, params).await?;
+    let waiting = async {
+        match args.output {
+            ListOutput::Table | ListOutput::Wide => find::requests_lately(session).await.unwrap_or_default(),
+            ListOutput::Name | ListOutput::Json | ListOutput::Yaml => Vec::new(),
+        }
+    };
+    let (objects, waiting) = tokio::join!(session.list_cached("list clusters", &api, params), waiting);
+    let mut objects = objects?;
     objects.sort_by_key(|object| (object.name_any(), object.namespace()));
     match args.output {
         ListOutput::Json | ListOutput::Yaml => data(&whole(objects, args.output)?),
         ListOutput::Table | ListOutput::Wide | ListOutput::Name => {
-            print_rows(session, args, api, &objects).await
+            print_rows(session, args, api, &objects, &waiting).await
         }
     }
 }
@@ -46,6 +54,7 @@ async fn print_rows(
     args: &Clusters,
     api: Api<DynamicObject>,
     objects: &[DynamicObject],
+    waiting: &[ClusterRegistrationRequest],
 ) -> Result<(), Failure> {
     let rows: Vec<Row> = objects.iter().map(Row::of).collect();
     let (now, color) = (Timestamp::now(), config::color(&session.global));
@@ -61,14 +70,13 @@ async fn print_rows(
     if rows.is_empty() {
         say(if args.selector.is_some() { "No cluster matches." } else { "No clusters yet." });
     }
-    hints(session, rows.is_empty() && args.selector.is_none()).await;
+    hints(session, waiting, rows.is_empty() && args.selector.is_none());
     Ok(())
 }
 
 /// Says what waits for the person. Whoever may not see requests is told nothing of them.
-async fn hints(session: &Session, none_yet: bool) {
+fn hints(session: &Session, requests: &[ClusterRegistrationRequest], none_yet: bool) {
     let command = session.command();
-    let requests = find::requests(session).await.unwrap_or_default();
     let open: Vec<String> = requests
         .iter()
         .filter(|request| find::is_open(request))

@@ -173,10 +173,11 @@ async fn clusters(before: &[String]) -> Vec<String> {
     let Ok(session) = Session::open(&global).await else { return Vec::new() };
     let api: Api<ManagedCluster> = Api::all(session.client.clone());
     let approving = before.iter().any(|word| word == "approve" || word == "deny");
-    let requests =
-        async { if approving { find::requests(&session).await.unwrap_or_default() } else { Vec::new() } };
+    let requests = async {
+        if approving { find::requests_lately(&session).await.unwrap_or_default() } else { Vec::new() }
+    };
     let listed =
-        async { session.list("list clusters", &api, ListParams::default()).await.unwrap_or_default() };
+        async { session.list_cached("list clusters", &api, ListParams::default()).await.unwrap_or_default() };
     let (listed, requests) = tokio::join!(listed, requests);
     let mut names: Vec<String> = listed.iter().map(ResourceExt::name_any).collect();
     names.extend(requests.iter().filter(|one| find::is_open(one)).map(|one| one.spec.cluster_name.clone()));

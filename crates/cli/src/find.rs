@@ -19,12 +19,21 @@ pub(crate) async fn cluster(
     let api: Api<ManagedCluster> = Api::all(session.client.clone());
     let doing = format!("look up cluster {wanted}");
     let named = ListParams::default().fields(&format!("metadata.name={wanted}"));
-    let mut found = session.list(&doing, &api, named).await?;
-    if found.is_empty() {
-        let with_id = ListParams::default().labels(&format!("{LABEL_CLUSTER_ID}={wanted}"));
-        found = session.list(&doing, &api, with_id).await?;
+    let with_id = ListParams::default().labels(&format!("{LABEL_CLUSTER_ID}={wanted}"));
+    for params in [&named, &with_id] {
+        let found = session.list_cached(&doing, &api, params.clone()).await?;
+        if !found.is_empty() {
+            return one_cluster(wanted, found);
+        }
     }
-    one_cluster(wanted, found)
+    // It may be there since a moment ago.
+    for params in [named, with_id] {
+        let found = session.list(&doing, &api, params).await?;
+        if !found.is_empty() {
+            return one_cluster(wanted, found);
+        }
+    }
+    Ok(None)
 }
 
 /// The same, where its absence is an error.
@@ -71,7 +80,13 @@ pub(crate) async fn request(
     one_request(wanted, requests(session).await?)
 }
 
-/// All registration requests.
+/// All registration requests, as of moments ago.
+pub(crate) async fn requests_lately(session: &Session) -> Result<Vec<ClusterRegistrationRequest>, Failure> {
+    let api: Api<ClusterRegistrationRequest> = Api::all(session.client.clone());
+    session.list_cached("list registration requests", &api, ListParams::default()).await
+}
+
+/// All registration requests, as they are now.
 pub(crate) async fn requests(session: &Session) -> Result<Vec<ClusterRegistrationRequest>, Failure> {
     let api: Api<ClusterRegistrationRequest> = Api::all(session.client.clone());
     session.list("list registration requests", &api, ListParams::default()).await

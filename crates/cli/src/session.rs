@@ -77,7 +77,27 @@ impl Session {
         }
     }
 
-    /// All objects, page by page.
+    /// All objects as the parent's API server has them in memory, which is at most moments old: of 3,000 clusters it answers
+    /// in a tenth of the time, for it neither asks etcd nor decodes what that has. Whoever misses something asks again with
+    /// [`Session::list`].
+    pub(crate) async fn list_cached<K>(
+        &self,
+        doing: &str,
+        api: &Api<K>,
+        params: ListParams,
+    ) -> Result<Vec<K>, Failure>
+    where
+        K: Resource + Clone + DeserializeOwned + fmt::Debug,
+    {
+        // There are no pages in memory (apiserver `storage/cacher`), and kube drops "any version" beside a limit.
+        let list = self.ask(doing, api.list(&params.match_any())).await?;
+        if list.items.len() > MAX_OBJECTS {
+            return Err(too_many(doing));
+        }
+        Ok(list.items)
+    }
+
+    /// All objects as they are now, page by page.
     pub(crate) async fn list<K>(
         &self,
         doing: &str,
@@ -93,8 +113,7 @@ impl Session {
             let list = self.ask(doing, api.list(&page)).await?;
             all.extend(list.items);
             if all.len() > MAX_OBJECTS {
-                return Err(Failure::new(Exit::Error, format!("could not {doing}: more than {MAX_OBJECTS}"))
-                    .next("narrow the list: -l SELECTOR"));
+                return Err(too_many(doing));
             }
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page.continue_token = Some(token),
@@ -107,4 +126,9 @@ impl Session {
     pub(crate) fn command(&self) -> String {
         self.global.command()
     }
+}
+
+fn too_many(doing: &str) -> Failure {
+    Failure::new(Exit::Error, format!("could not {doing}: more than {MAX_OBJECTS}"))
+        .next("narrow the list: -l SELECTOR")
 }

@@ -5,7 +5,7 @@
 //! two agents, a fake kube-apiserver as the child, and this one, which speaks to the hub as the aggregator does. The
 //! tunnel of the one agent reaches the hub directly, as through a gateway; that of the other passes the parent's
 //! kube-apiserver, as where nothing else can be reached. Direct connection and both tunnels take turns.
-//! `--smoke` is short and checks counts, CPU and memory with wide margins; clock time is printed and not judged.
+//! `--people` measures the command line alone. `--smoke` is short and checks counts, CPU and memory with wide margins; clock time is printed and not judged.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -83,11 +83,12 @@ fn bench() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => many()?.block_on(run(FULL, false)),
         ["--smoke"] => many()?.block_on(run(SMOKE, true)),
+        ["--people"] => many()?.block_on(run_people(FULL)),
         ["backend", address, directory] => many()?.block_on(backend(address.parse()?, Path::new(directory))),
         ["agent", n, hub, child, directory] => {
             one()?.block_on(direct_agent(n.parse()?, hub.parse()?, child.parse()?, Path::new(directory)))
         }
-        other => bail!("make bench knows ARGS=--smoke and nothing else, not {other:?}"),
+        other => bail!("make bench knows ARGS=--smoke and ARGS=--people, not {other:?}"),
     }
 }
 
@@ -154,6 +155,17 @@ async fn run(size: Size, judge: bool) -> Result<()> {
     std::fs::write(&path, serde_json::to_string_pretty(&result)?)?;
     say(&format!("JSON: {}", path.display()));
     if judge { judge_result(&result) } else { Ok(()) }
+}
+
+/// The command line alone.
+async fn run_people(size: Size) -> Result<()> {
+    let stage = set_up(size).await?;
+    show_people(&json!({ "people": people(&stage, size).await? }))
+}
+
+async fn people(stage: &Stage, size: Size) -> Result<Value> {
+    say(&format!("people: the command line with {} clusters", size.clusters));
+    people::figures(&stage.cli, stage.parent.kubectl(), size.clusters, size.rounds).await
 }
 
 fn free(ip: &str) -> Result<SocketAddr> {
@@ -366,11 +378,11 @@ async fn measure(stage: &Stage, size: Size) -> Result<Value> {
         "bad company: small GETs of one user beside another's stalled readers, half requests and silent connections",
     );
     let company = bad_company(stage, &ways[0].client, size).await?;
-    say(&format!("people: the command line with {} clusters", size.clusters));
-    let people = people::figures(&stage.cli, stage.parent.kubectl(), size.clusters, size.rounds).await?;
-    Ok(json!({ "people": people, "latency_1KiB_GET": latency, "throughput_1KiB_GET_64_in_flight": throughput,
+    Ok(
+        json!({ "people": people(stage, size).await?, "latency_1KiB_GET": latency, "throughput_1KiB_GET_64_in_flight": throughput,
                "bulk_100MB": bulk, "small_beside_bulk": fairness,
-               "bad_company": company, "idle_tunnels": memory }))
+               "bad_company": company, "idle_tunnels": memory }),
+    )
 }
 
 async fn latencies(plain: &Client, ways: &[Way; 2], size: Size) -> Result<Value> {
@@ -517,13 +529,7 @@ fn micros(time: Duration) -> f64 {
 }
 
 fn show(result: &Value) -> Result<()> {
-    let cell = |path: &str, digits: usize| {
-        let number = result.pointer(path).and_then(Value::as_f64);
-        number.map_or_else(String::new, |number| format!("{number:.digits$}"))
-    };
-    let line = |name: &str, cells: [String; 3]| {
-        print(&format!("{name:<44} {:>14} {:>14} {:>14}", cells[0], cells[1], cells[2]))
-    };
+    let cell = |path: &str, digits: usize| cell(result, path, digits);
     line("", ["no tunnel", WAYS[0].1, WAYS[1].1].map(str::to_owned))?;
     for share in ["p50", "p99"] {
         let of = |what: &str| cell(&format!("/latency_1KiB_GET/{share}/{what}_us"), 0);
@@ -565,16 +571,30 @@ fn show(result: &Value) -> Result<()> {
         "hub memory per idle tunnel, KiB",
         [String::new(), cell("/idle_tunnels/hub_kib_each", 1), String::new()],
     )?;
-    let clusters = cell("/people/clusters", 0);
+    show_people(result)?;
+    print("")
+}
+
+fn cell(result: &Value, path: &str, digits: usize) -> String {
+    let number = result.pointer(path).and_then(Value::as_f64);
+    number.map_or_else(String::new, |number| format!("{number:.digits$}"))
+}
+
+fn line(name: &str, cells: [String; 3]) -> Result<()> {
+    print(&format!("{name:<44} {:>14} {:>14} {:>14}", cells[0], cells[1], cells[2]))
+}
+
+fn show_people(result: &Value) -> Result<()> {
+    let clusters = cell(result, "/people/clusters", 0);
     for (name, what) in [
         (format!("kubectl towline clusters, {clusters} of them, ms"), "list_ms"),
         ("  kubectl get mcls -A, ms".to_owned(), "kubectl_get_ms"),
         ("kubectl towline kubeconfig, ms".to_owned(), "kubeconfig_ms"),
     ] {
-        let of = |which: &str| cell(&format!("/people/{what}/{which}"), 0);
+        let of = |which: &str| cell(result, &format!("/people/{what}/{which}"), 0);
         line(&name, [String::new(), of("p50"), format!("most {}", of("most"))])?;
     }
-    print("")
+    Ok(())
 }
 
 /// Judged against the same machine in the same minute, for a neighbour that takes the cores slows all of them down: CPU

@@ -44,10 +44,18 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 struct Entry {
     place: (Timestamp, bool, String),
     key_since: Option<Timestamp>,
-    /// Somebody wishes another name for it, or it was made for such a wish.
-    wish: Option<String>,
+    wish: Option<Wish>,
     former: Vec<ClusterName>,
     cluster: Cluster,
+}
+
+/// What an object has to do with a change of its cluster's name; the text is compared, since another one is another wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wish {
+    /// Somebody wishes this name.
+    To(String),
+    /// It was made for a wish of the object of this uid.
+    MadeFor(String),
 }
 
 type Entries = BTreeMap<(String, String), Entry>;
@@ -171,8 +179,7 @@ impl Seen {
         let chosen = self.chosen();
         let concerned = |entry: &&Entry| {
             let first = chosen.get(&entry.cluster.id).is_some_and(|first| first.place == entry.place);
-            // That of the first is a wish; that of another says what it was made for.
-            entry.wish.as_ref().is_some_and(|wish| first == wish.starts_with(RENAME_TO))
+            matches!((first, &entry.wish), (true, Some(Wish::To(_))) | (false, Some(Wish::MadeFor(_))))
         };
         let mut ids: Vec<ClusterId> =
             self.objects.values().filter(concerned).map(|entry| entry.cluster.id.clone()).collect();
@@ -207,8 +214,8 @@ fn names(object: &DeserializeGuard<ManagedCluster>) -> (String, String) {
 fn read(object: DeserializeGuard<ManagedCluster>) -> Option<((String, String), Entry)> {
     let (namespace, name) = names(&object);
     let key_since = object.annotations().get(KEY_SINCE).and_then(|since| since.parse().ok());
-    let annotation = |key: &str| object.annotations().get(key).map(|value| format!("{key}={value}"));
-    let wish = annotation(RENAME_TO).or_else(|| annotation(RENAMED_FROM));
+    let annotation = |key: &str| object.annotations().get(key).cloned();
+    let wish = annotation(RENAME_TO).map(Wish::To).or_else(|| annotation(RENAMED_FROM).map(Wish::MadeFor));
     let former = former_names(object.annotations());
     let read = object.0.map_err(|error| error.to_string());
     let read = read.and_then(|object| Ok((place_of(&object), cluster(&object)?)));

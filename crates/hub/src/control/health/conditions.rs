@@ -197,8 +197,20 @@ pub fn same_but_measured(old: &ManagedClusterStatus, new: &ManagedClusterStatus)
     old == *new
 }
 
-/// One finding: type, status, reason, message.
-type Finding = (&'static str, &'static str, Reason, String);
+/// What is found about one type of condition.
+#[derive(Debug, Clone)]
+struct Finding {
+    type_: &'static str,
+    status: &'static str,
+    reason: Reason,
+    message: String,
+}
+
+impl Finding {
+    fn new(type_: &'static str, status: &'static str, reason: Reason, message: impl Into<String>) -> Self {
+        Self { type_, status, reason, message: message.into() }
+    }
+}
 
 /// The conditions, in a fixed order; those that others wrote are kept.
 fn conditions(
@@ -209,7 +221,7 @@ fn conditions(
 ) -> Vec<Condition> {
     let findings = findings(known, facts, now);
     let mut all: Vec<Condition> = Vec::with_capacity(findings.len());
-    for (type_, status, reason, message) in findings {
+    for Finding { type_, status, reason, message } in findings {
         let before = previous.iter().find(|condition| condition.type_ == type_);
         let since = match before {
             Some(before) if before.status == status => before.last_transition_time.clone(),
@@ -233,7 +245,7 @@ fn findings(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Vec<Finding
     let credentials = credentials(known, facts, now);
     let (tunnel, api_server, agent, policy, conflict, trouble) = match facts {
         Facts::Live { tunnel, since, report, conflict, agent_version, .. } => {
-            let connected = (
+            let connected = Finding::new(
                 CONDITION_TUNNEL,
                 "True",
                 Connected,
@@ -246,10 +258,10 @@ fn findings(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Vec<Finding
         }
         Facts::Lost { since } => {
             let (reason, message) = lost(*since, known);
-            let unknown = |type_, message: &str| (type_, "Unknown", NotConnected, message.to_owned());
+            let unknown = |type_, message: &str| Finding::new(type_, "Unknown", NotConnected, message);
             let without = "no agent is connected; see TunnelConnected";
             (
-                (CONDITION_TUNNEL, "False", reason, message.clone()),
+                Finding::new(CONDITION_TUNNEL, "False", reason, message.clone()),
                 unknown(CONDITION_API_SERVER, "cannot be asked without a tunnel; see TunnelConnected"),
                 unknown(CONDITION_AGENT, without),
                 unknown(CONDITION_POLICY, without),
@@ -259,12 +271,12 @@ fn findings(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Vec<Finding
         }
     };
     let ready = match trouble {
-        _ if known.denied => (CONDITION_READY, "False", ShutOut, registered.3.clone()),
-        Some((status, reason, message)) => (CONDITION_READY, status, reason, message),
+        _ if known.denied => Finding::new(CONDITION_READY, "False", ShutOut, registered.message.clone()),
+        Some((status, reason, message)) => Finding::new(CONDITION_READY, status, reason, message),
         None => {
             let concerns = concerns(facts, &[&credentials, &agent, &policy, &conflict]);
             let message = format!("the tunnel is up and the cluster's API server answers{concerns}");
-            (CONDITION_READY, "True", Ready, message)
+            Finding::new(CONDITION_READY, "True", Ready, message)
         }
     };
     vec![ready, registered, tunnel, api_server, credentials, agent, policy, conflict]
@@ -273,11 +285,14 @@ fn findings(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Vec<Finding
 /// What a person should see to although requests get through.
 fn concerns(facts: &Facts<'_>, parts: &[&Finding]) -> String {
     let concern = |part: &&&Finding| {
-        let bad = if part.0 == CONDITION_CONFLICT { "True" } else { "False" };
-        part.1 == bad || matches!(part.2, Expiring | Closed)
+        let bad = if part.type_ == CONDITION_CONFLICT { "True" } else { "False" };
+        part.status == bad || matches!(part.reason, Expiring | Closed)
     };
-    let mut all: Vec<String> =
-        parts.iter().filter(concern).map(|part| format!("{} ({})", part.0, part.2.as_str())).collect();
+    let mut all: Vec<String> = parts
+        .iter()
+        .filter(concern)
+        .map(|part| format!("{} ({})", part.type_, part.reason.as_str()))
+        .collect();
     if let Facts::Live { report: Ok(report), .. } = facts
         && let Some(how) = report.impersonation.as_ref().filter(|how| !how.warnings.is_empty())
     {
@@ -293,18 +308,18 @@ fn registered(known: &Known<'_>) -> Finding {
             "a person has shut the cluster out (spec.denied); to let it in: kubectl towline approve {}",
             known.name
         );
-        return (CONDITION_REGISTERED, "False", ShutOut, message);
+        return Finding::new(CONDITION_REGISTERED, "False", ShutOut, message);
     }
     let message = match known.key {
         "" => "a person let it in".to_owned(),
         key => format!("a person let the agent with key {key} in"),
     };
-    (CONDITION_REGISTERED, "True", Approved, message)
+    Finding::new(CONDITION_REGISTERED, "True", Approved, message)
 }
 
 fn lost(since: Option<Timestamp>, known: &Known<'_>) -> (Reason, String) {
     match since {
-        _ if known.denied => (ShutOut, registered(known).3),
+        _ if known.denied => (ShutOut, registered(known).message),
         Some(since) => (
             NotConnected,
             format!(
@@ -356,7 +371,7 @@ fn credentials(known: &Known<'_>, facts: &Facts<'_>, now: Timestamp) -> Finding 
                 .to_owned(),
         ),
     };
-    (CONDITION_CREDENTIALS, status, reason, message)
+    Finding::new(CONDITION_CREDENTIALS, status, reason, message)
 }
 
 /// The rule for versions: the same major version, and minor versions at most one apart, in either direction.
@@ -377,7 +392,7 @@ fn agent_up_to_date(agent: &str, known: &Known<'_>) -> Finding {
         }
         _ => ("Unknown", UnknownVersion, format!("{both}: no version that can be compared; {again}")),
     };
-    (CONDITION_AGENT, status, reason, message)
+    Finding::new(CONDITION_AGENT, status, reason, message)
 }
 
 /// Major and minor.
@@ -388,13 +403,18 @@ fn version(text: &str) -> Option<(u32, u32)> {
 
 fn one_agent(conflict: Option<&Conflicting>) -> Finding {
     let Some(conflict) = conflict else {
-        return (CONDITION_CONFLICT, "False", OneAgent, "one agent serves this cluster".to_owned());
+        return Finding::new(
+            CONDITION_CONFLICT,
+            "False",
+            OneAgent,
+            "one agent serves this cluster".to_owned(),
+        );
     };
     let message = format!(
         "agent {} serves this cluster and agent {} was turned away: was the cluster cloned? re-register one of them",
         conflict.serving, conflict.refused
     );
-    (CONDITION_CONFLICT, "True", SecondAgent, message)
+    Finding::new(CONDITION_CONFLICT, "True", SecondAgent, message)
 }
 
 /// What the agent says of its owner's policy. False means that what the owner wrote last does not hold.
@@ -409,7 +429,7 @@ fn policy_in_force(policy: Option<Option<&PolicyStatus>>) -> Finding {
         Some(Some(policy)) if policy.source == "default" => ("True", DefaultPolicy, policy.summary.clone()),
         Some(Some(policy)) => ("True", Configured, policy.summary.clone()),
     };
-    (CONDITION_POLICY, status, reason, message)
+    Finding::new(CONDITION_POLICY, status, reason, message)
 }
 
 /// What a report says of the child's API server, and what keeps requests from getting through, if something does.
@@ -417,12 +437,12 @@ fn judge(report: Result<&AgentReport, &str>) -> (Finding, Option<(&'static str, 
     match report {
         Err(error) => {
             let message = format!("the agent does not say how its cluster is: {error}");
-            let unknown = (CONDITION_API_SERVER, "Unknown", NoReport, message.clone());
+            let unknown = Finding::new(CONDITION_API_SERVER, "Unknown", NoReport, message.clone());
             (unknown, Some(("Unknown", NoReport, message)))
         }
         Ok(report) if !report.api_server_error.is_empty() || report.kubernetes_version.is_empty() => {
             let message = format!("the agent does not reach its API server: {}", report.api_server_error);
-            let down = (CONDITION_API_SERVER, "False", Unreachable, message.clone());
+            let down = Finding::new(CONDITION_API_SERVER, "False", Unreachable, message.clone());
             (down, Some(("False", APIServerUnreachable, message)))
         }
         Ok(report) => {
@@ -436,7 +456,7 @@ fn judge(report: Result<&AgentReport, &str>) -> (Finding, Option<(&'static str, 
             } else {
                 None
             };
-            ((CONDITION_API_SERVER, "True", Reachable, message), trouble)
+            (Finding::new(CONDITION_API_SERVER, "True", Reachable, message), trouble)
         }
     }
 }
