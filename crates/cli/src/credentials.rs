@@ -11,6 +11,7 @@ use crate::duration;
 use crate::failure::{Exit, Failure};
 use crate::output::{data, say, shown, table};
 use crate::session::Session;
+use crate::{config, token_cache};
 
 #[derive(Deserialize)]
 struct List {
@@ -82,6 +83,10 @@ async fn revoke(session: &Session, id: &str) -> Result<(), Failure> {
     }
     let doing = format!("revoke credential {id}");
     let _: Value = session.ask(&doing, session.client.request(request("DELETE", &format!("/{id}"))?)).await?;
+    // `exec-credential` would go on handing it out here.
+    if let Some(folder) = config::cache_folder() {
+        token_cache::forget(&folder, id);
+    }
     say(&format!("Credential {id} is revoked; what it has open ends within seconds."));
     Ok(())
 }

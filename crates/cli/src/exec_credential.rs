@@ -1,6 +1,7 @@
 //! `exec-credential`: a short token for one cluster, in the form in which client-go and its like ask a command for it
 //! (<https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>). They run this whenever they have none
-//! that is good; it asks the hub with the parent's kubeconfig and keeps the answer for two thirds of its life.
+//! that is good; it asks the hub with the parent's kubeconfig and keeps the answer for two thirds of its life, ten minutes
+//! at most.
 //!
 //! The token is on stdout and in the cache, and nowhere else: not in an argument, not in what is said.
 
@@ -132,7 +133,7 @@ async fn get(global: &Global, spec: &KubeconfigRequestSpec, now: Timestamp) -> R
         return Err(Failure::new(Exit::Error, "the hub's answer holds no token")
             .next("compare the versions of hub and command: kubectl towline version"));
     };
-    Ok(Kept::new(token, now, expires))
+    Ok(Kept::new(token, status.credential.unwrap_or_default(), now, expires))
 }
 
 /// `until` is when the client is to ask again; it keeps the token in memory until then.
@@ -171,13 +172,13 @@ mod tests {
             assert_eq!(asked(Some(wrong)).unwrap_err().exit(), Exit::Error, "{wrong}");
         }
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let kept =
-            Kept::new("twl-a".to_owned().into(), at("2030-01-01T00:00:00.5Z"), at("2030-01-01T01:00:00.5Z"));
+        let (now, end) = (at("2030-01-01T00:00:00.5Z"), at("2030-01-01T01:00:00.5Z"));
+        let kept = Kept::new("twl-a".to_owned().into(), "id".to_owned(), now, end);
         let read: Value = serde_json::from_str(&answer(VERSIONS[1], &kept, kept.renew)).unwrap();
         assert_eq!(
             read,
             json!({ "apiVersion": VERSIONS[1], "kind": "ExecCredential",
-                    "status": { "token": "twl-a", "expirationTimestamp": "2030-01-01T00:40:00Z" } })
+                    "status": { "token": "twl-a", "expirationTimestamp": "2030-01-01T00:10:00Z" } })
         );
     }
 

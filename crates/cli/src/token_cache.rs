@@ -14,8 +14,11 @@ use crate::out_file::OutFile;
 
 /// Most files that are looked at when old ones are cleared away.
 const MAX_CLEARED: usize = 1000;
-/// Largest file that is read: a token and two times, with room.
+/// Largest file that is read: a token, its id and two times, with room.
 const MAX_FILE: u64 = 64 * 1024;
+/// Longest time in seconds for which a token is handed out without asking the hub, however long it is good. Somebody
+/// may have revoked it, or be somebody else by now: a kubeconfig with a command of its own says not who.
+const MOST_KEPT: i64 = 600;
 
 /// A token with its times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,18 +27,21 @@ pub(crate) struct Kept {
     /// The token.
     #[serde(serialize_with = "revealed")]
     pub(crate) token: Secret,
+    /// Its id, to revoke it by; empty if the hub named none.
+    pub(crate) credential: String,
     /// Its end.
     pub(crate) expires: Timestamp,
-    /// When to get another: after two thirds of its life.
+    /// When to get another: after two thirds of its life, and [`MOST_KEPT`] at most.
     pub(crate) renew: Timestamp,
 }
 
 impl Kept {
     /// A token that was issued now.
-    pub(crate) fn new(token: Secret, now: Timestamp, expires: Timestamp) -> Self {
+    pub(crate) fn new(token: Secret, credential: String, now: Timestamp, expires: Timestamp) -> Self {
         let life = expires.as_second() - now.as_second();
-        let renew = Timestamp::from_second(now.as_second() + life * 2 / 3).unwrap_or(expires);
-        Self { token, expires, renew }
+        let kept = (life * 2 / 3).min(MOST_KEPT);
+        let renew = Timestamp::from_second(now.as_second() + kept).unwrap_or(expires);
+        Self { token, credential, expires, renew }
     }
 }
 
@@ -77,6 +83,11 @@ impl TokenCache {
     }
 }
 
+/// Takes away what is kept of a credential that was revoked.
+pub(crate) fn forget(folder: &Path, credential: &str) {
+    remove(folder, |kept| kept.is_some_and(|kept| kept.credential == credential));
+}
+
 fn read(file: &Path) -> Option<Kept> {
     let there = fs::symlink_metadata(file).ok()?;
     #[cfg(unix)]
@@ -90,10 +101,14 @@ fn read(file: &Path) -> Option<Kept> {
 }
 
 fn clear(folder: &Path, now: Timestamp) {
+    remove(folder, |kept| kept.is_none_or(|kept| kept.expires <= now));
+}
+
+fn remove(folder: &Path, unwanted: impl Fn(Option<Kept>) -> bool) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_CLEARED) {
         let path = entry.path();
         let is_ours = path.extension().is_some_and(|extension| extension == "json");
-        if is_ours && read(&path).is_none_or(|kept| kept.expires <= now) {
+        if is_ours && unwanted(read(&path)) {
             drop(fs::remove_file(path));
         }
     }
@@ -125,16 +140,15 @@ mod tests {
     }
 
     fn token(text: &str) -> Kept {
-        Kept::new(Secret::from(text.to_owned()), at(0), at(3600))
+        Kept::new(Secret::from(text.to_owned()), format!("id-{text}"), at(0), at(3600))
     }
 
     #[test]
-    fn a_token_is_kept_for_its_owner_alone_and_renewed_after_two_thirds() {
+    fn a_token_is_kept_for_its_owner_alone() {
         let folder = Folder::new("kept");
         let cache = TokenCache::new(Some(folder.0.join("towline")), &["parent", "edge-1"]);
         assert_eq!(cache.read(at(0)), None);
         let kept = token("twl-a");
-        assert_eq!(kept.renew, at(2400));
         cache.write(&kept, at(0)).unwrap();
         let file = cache.file.as_ref().unwrap();
         assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -170,12 +184,39 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_handed_out_for_two_thirds_of_its_life_and_for_ten_minutes_at_most() {
+        for (life, kept) in [(60, 40), (600, 400), (900, 600), (3600, 600), (30 * 86_400, 600)] {
+            let made = Kept::new(Secret::from("t".to_owned()), "id".to_owned(), at(0), at(life));
+            assert_eq!((made.renew, made.expires), (at(kept), at(life)));
+        }
+    }
+
+    #[test]
+    fn what_was_revoked_is_forgotten_and_what_an_older_version_kept_too() {
+        let folder = Folder::new("revoked");
+        let cache = |name: &str| TokenCache::new(Some(folder.0.clone()), &[name]);
+        for name in ["a", "b"] {
+            cache(name).write(&token(name), at(0)).unwrap();
+        }
+        forget(&folder.0, "id-a");
+        assert_eq!(cache("a").read(at(0)), None);
+        assert!(cache("b").read(at(0)).is_some());
+        forget(&folder.0.join("nowhere"), "id-b");
+        // Without its id, and to be renewed after weeks.
+        let mut older = serde_json::to_value(token("b")).unwrap();
+        older.as_object_mut().unwrap().remove("credential");
+        fs::write(cache("b").file.unwrap(), older.to_string()).unwrap();
+        assert_eq!(cache("b").read(at(0)), None);
+    }
+
+    #[test]
     fn what_has_expired_is_cleared_away() {
         let folder = Folder::new("clear");
         let old = TokenCache::new(Some(folder.0.clone()), &["old"]);
         old.write(&token("twl-a"), at(0)).unwrap();
         let new = TokenCache::new(Some(folder.0.clone()), &["new"]);
-        new.write(&Kept::new(Secret::from("b".to_owned()), at(4000), at(8000)), at(4000)).unwrap();
+        let kept = Kept::new(Secret::from("b".to_owned()), "id".to_owned(), at(4000), at(8000));
+        new.write(&kept, at(4000)).unwrap();
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
         assert!(new.read(at(4000)).is_some());
     }
