@@ -347,7 +347,7 @@ pub struct Access {
 /// What can be asked about access.
 #[derive(Debug, Subcommand)]
 pub enum AccessCommand {
-    /// May I (or --as SOMEBODY) do this in the cluster, and if not, who says no
+    /// May I (or --as SOMEBODY) do this in the cluster, and if not, who says no; the exit code is 0 for a yes alone
     CanI(CanI),
 }
 

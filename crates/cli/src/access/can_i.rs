@@ -29,7 +29,16 @@ struct Step {
     who: &'static str,
     /// None if it could not be found out.
     yes: Option<bool>,
+    /// Whether that is because it did not answer; else there is no way to ask.
+    failed: bool,
     why: String,
+}
+
+impl Step {
+    /// What was asked: without a yes or a no, the question has failed.
+    fn asked(who: &'static str, yes: Option<bool>, why: String) -> Self {
+        Self { who, yes, failed: yes.is_none(), why }
+    }
 }
 
 /// Runs the command.
@@ -50,20 +59,22 @@ pub(crate) async fn run(session: &Session, args: &CanI) -> Result<(), Failure> {
             vec![step.who.to_owned(), word.to_owned(), crate::output::shown(&step.why)]
         })
         .collect();
-    let (word, refusing) = verdict(&steps);
+    let (word, ended) = verdict(&steps);
     data(&format!("{}{word}\n", table(&rows)))?;
-    match refusing {
-        None => Ok(()),
-        Some(step) => Err(Failure::new(Exit::Denied, format!("{} says no: {}", step.who, step.why))),
-    }
+    ended
 }
 
-fn verdict(steps: &[Step]) -> (&'static str, Option<&Step>) {
+/// The word, and how the command ends: a script that asks before it acts may go on after a yes and after nothing else.
+fn verdict(steps: &[Step]) -> (&'static str, Result<(), Failure>) {
     if let Some(no) = steps.iter().find(|step| step.yes == Some(false)) {
-        return ("no", Some(no));
+        return ("no", Err(Failure::new(Exit::Denied, format!("{} says no: {}", no.who, no.why))));
     }
-    let all = steps.iter().all(|step| step.yes == Some(true));
-    (if all { "yes" } else { "unknown" }, None)
+    let mut unclear = steps.iter().filter(|step| step.yes.is_none());
+    let Some(first) = unclear.next() else { return ("yes", Ok(())) };
+    let failed = steps.iter().find(|step| step.failed);
+    let exit = if failed.is_some() { Exit::Unreachable } else { Exit::Error };
+    let step = failed.unwrap_or(first);
+    ("unknown", Err(Failure::new(exit, format!("{} gives no answer: {}", step.who, step.why))))
 }
 
 async fn ask(
@@ -98,6 +109,7 @@ async fn ask(
         None => Step {
             who: "the cluster's policy",
             yes: None,
+            failed: false,
             why: "it cannot be tried with this verb without changing anything".to_owned(),
         },
         Some(probe) => of_policy(probe.ask(client, &root, limit).await),
@@ -124,13 +136,13 @@ fn of_parent(verb: &str, answer: Result<bool, NoAnswer>) -> Step {
         }
         Err(error) => (None, error.to_string()),
     };
-    Step { who: "the parent", yes, why }
+    Step::asked("the parent", yes, why)
 }
 
 /// Not even discovery is answered: the hub or the policy refuses everything.
 fn closed(answer: &Answer) -> Step {
     let yes = matches!(answer.status.as_u16(), 401 | 403).then_some(false);
-    Step { who: "the way to the cluster", yes, why: answer.said() }
+    Step::asked("the way to the cluster", yes, answer.said())
 }
 
 fn of_rbac(answer: Result<bool, NoAnswer>) -> Step {
@@ -143,7 +155,7 @@ fn of_rbac(answer: Result<bool, NoAnswer>) -> Step {
         ),
         Err(error) => (None, error.to_string()),
     };
-    Step { who: "the cluster's RBAC", yes, why }
+    Step::asked("the cluster's RBAC", yes, why)
 }
 
 /// After a yes of the parent and of RBAC only the policy is left to refuse.
@@ -154,7 +166,7 @@ fn of_policy(answer: Result<Answer, NoAnswer>) -> Step {
         Ok(_) => (Some(true), "admitted".to_owned()),
         Err(error) => (None, error.to_string()),
     };
-    Step { who: "the cluster's policy", yes, why }
+    Step::asked("the cluster's policy", yes, why)
 }
 
 /// A request that changes nothing.
@@ -206,27 +218,54 @@ mod tests {
     }
 
     #[test]
-    fn whoever_says_no_is_named() {
+    fn whoever_does_not_say_yes_is_named_and_only_a_yes_is_a_success() {
         let yes = || of_rbac(Ok(true));
         let policy = of_policy(Ok(answer(403, json!({ "message": "rule preset: no exec" }))));
         assert_eq!(policy.why, "rule preset: no exec");
         let late = || NoAnswer::Late(MOST);
-        for (steps, word, who) in [
-            (vec![of_parent("get", Ok(false))], "no", Some("the parent")),
-            (vec![of_parent("get", Ok(true)), of_rbac(Ok(false))], "no", Some("the cluster's RBAC")),
-            (vec![of_parent("get", Ok(true)), yes(), policy], "no", Some("the cluster's policy")),
+        let way = |code: u16| closed(&answer(code, json!({})));
+        let policy_says = |code: u16| of_policy(Ok(answer(code, json!({}))));
+        let untried =
+            || Step { who: "the cluster's policy", yes: None, failed: false, why: "no way".to_owned() };
+        let parent = || of_parent("get", Ok(true));
+        let (denied, unreachable) = (Exit::Denied, Exit::Unreachable);
+        for (steps, word, ended) in [
+            (vec![of_parent("get", Ok(false))], "no", Some(("the parent says no", denied))),
+            (vec![parent(), of_rbac(Ok(false))], "no", Some(("the cluster's RBAC says no", denied))),
+            (vec![parent(), yes(), policy], "no", Some(("the cluster's policy says no", denied))),
+            (vec![parent(), way(403)], "no", Some(("the way to the cluster says no", denied))),
             (
-                vec![of_parent("get", Ok(true)), closed(&answer(403, json!({})))],
-                "no",
-                Some("the way to the cluster"),
+                vec![parent(), way(503)],
+                "unknown",
+                Some(("the way to the cluster gives no answer", unreachable)),
             ),
-            (vec![of_parent("get", Ok(true)), closed(&answer(503, json!({})))], "unknown", None),
-            (vec![of_parent("get", Ok(true)), yes(), of_policy(Ok(answer(404, json!({}))))], "yes", None),
-            (vec![of_parent("get", Ok(true)), yes(), of_policy(Ok(answer(503, json!({}))))], "unknown", None),
-            (vec![of_parent("get", Err(late())), yes()], "unknown", None),
+            (vec![parent(), yes(), policy_says(404)], "yes", None),
+            (
+                vec![parent(), yes(), policy_says(503)],
+                "unknown",
+                Some(("the cluster's policy gives no answer", unreachable)),
+            ),
+            (
+                vec![of_parent("get", Err(late())), yes()],
+                "unknown",
+                Some(("the parent gives no answer", unreachable)),
+            ),
+            (
+                vec![parent(), yes(), untried()],
+                "unknown",
+                Some(("the cluster's policy gives no answer", Exit::Error)),
+            ),
+            (
+                vec![of_parent("get", Err(late())), yes(), untried()],
+                "unknown",
+                Some(("the parent gives no answer", unreachable)),
+            ),
         ] {
-            let (said, refusing) = verdict(&steps);
-            assert_eq!((said, refusing.map(|step| step.who)), (word, who), "{steps:?}");
+            let (said, end) = verdict(&steps);
+            assert_eq!(said, word, "{steps:?}");
+            let end = end.err().map(|failure| (failure.to_string(), failure.exit()));
+            let end = end.as_ref().map(|(text, exit)| (text.split(": ").next().unwrap(), *exit));
+            assert_eq!(end, ended, "{steps:?}");
         }
     }
 

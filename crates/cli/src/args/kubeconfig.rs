@@ -91,7 +91,7 @@ pub struct ExecCredential {
     /// Name of a tool: the cluster sees the user clusternet:service:NAME instead of you
     #[arg(long, value_name = "NAME", requires = "role")]
     pub service: Option<String>,
-    /// How long a token is good; a new one is got after two thirds of it
+    /// How long a token is good; a new one is got after two thirds of it, and after ten minutes at most
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "1h")]
     pub ttl: Duration,
 }
