@@ -99,11 +99,15 @@ fn line(version: &str) -> Option<(u64, u64)> {
     Some((number(parts.next())?, number(parts.next())?))
 }
 
-/// Whether a part of Towline is of the same release line as this command.
+/// Whether a part of Towline goes with this command: the hub's rule for agents (its condition `AgentUpToDate`), the same
+/// major version and minor versions at most one apart.
 pub(crate) fn skew(check: &'static str, theirs: &str) -> Finding {
     let ours = env!("CARGO_PKG_VERSION");
+    let near = |theirs: (u64, u64)| {
+        line(ours).is_some_and(|ours| theirs.0 == ours.0 && theirs.1.abs_diff(ours.1) <= 1)
+    };
     match line(theirs) {
-        Some(theirs_line) if Some(theirs_line) == line(ours) => Finding::ok(check, theirs),
+        Some(theirs_line) if near(theirs_line) => Finding::ok(check, theirs),
         Some(_) => Finding::warn(check, Code::Skew, format!("it is {theirs}, this command is {ours}")),
         None => Finding::warn(check, Code::Hidden, format!("it does not say its version ({theirs:?})")),
     }
@@ -292,11 +296,13 @@ async fn of_gateway(url: &str, ca: Option<PathBuf>, limit: Duration) -> Finding 
         return broken("a token must not travel without TLS".to_owned());
     }
     let mut config = Config::new(uri);
+    let has_ca = ca.is_some();
     config.root_cert_file = ca;
     config.default_retry = false;
     let way = network::way(&config, limit, Timestamp::now()).await;
-    let worst = worst("gateway", &way, "");
-    if worst.level == Level::Fail {
+    let worst = of_ca(worst("gateway", &way, ""), url, has_ca);
+    // Nothing more can be asked of a server that is not verified.
+    if worst.level == Level::Fail || worst.code.as_deref() == Some(Code::TlsIssuer.as_str()) {
         return worst;
     }
     let client = match Client::try_from(config) {
@@ -310,6 +316,20 @@ async fn of_gateway(url: &str, ca: Option<PathBuf>, limit: Duration) -> Finding 
         Ok(answer) if answer.is_ok() => worst,
         Ok(answer) => broken(format!("/livez answers {}", answer.said())),
         Err(error) => broken(error.to_string()),
+    }
+}
+
+/// Without its CA nothing is known of a gateway whose certificate the hub has made itself, which is the usual one. The CA
+/// stands in a Secret beside the keys, so it is not looked up from here.
+fn of_ca(found: Finding, url: &str, has_ca: bool) -> Finding {
+    if has_ca || found.code.as_deref() != Some(Code::TlsIssuer.as_str()) {
+        return found;
+    }
+    Finding {
+        remedy: "name the CA: --gateway-ca FILE; for the hub's own certificate it is ca.crt of Secret \
+                 clusternet-hub-gateway-tls in clusternet-system, and stands in every kubeconfig of the hub"
+            .to_owned(),
+        ..Finding::warn(found.check, Code::TlsIssuer, format!("{}: its CA is not known here", shown(url)))
     }
 }
 
@@ -346,6 +366,15 @@ mod tests {
             assert_eq!(kubernetes("v", &version(text)).level, level, "{text}");
         }
         assert_eq!(code(&skew("v", concat!("v", env!("CARGO_PKG_VERSION")))), (Level::Ok, "ok"));
+        let (major, minor) = line(env!("CARGO_PKG_VERSION")).unwrap();
+        for (major, minor, level) in [
+            (major, minor + 1, Level::Ok),
+            (major, minor.saturating_sub(1), Level::Ok),
+            (major, minor + 2, Level::Warn),
+            (major + 1, minor, Level::Warn),
+        ] {
+            assert_eq!(skew("v", &format!("v{major}.{minor}.9")).level, level, "{major}.{minor}");
+        }
         assert_eq!(code(&skew("v", "99.0.0")), (Level::Warn, "TWL-D018"));
         assert_eq!(code(&skew("v", "latest")), (Level::Warn, "TWL-D001"));
     }
@@ -388,6 +417,20 @@ mod tests {
         assert_eq!(code(&replicas("hub", Ok(&with(1)))), (Level::Warn, "TWL-D021"));
         assert_eq!(code(&replicas("hub", Ok(&with(2)))), (Level::Ok, "ok"));
         assert_eq!(code(&replicas("hub", Ok(&answer(404, json!({}))))), (Level::Ok, "ok"));
+    }
+
+    #[test]
+    fn a_gateway_whose_ca_nobody_has_named_is_no_failure() {
+        let unknown = || Finding::fail("gateway", Code::TlsIssuer, "unknown issuer");
+        let found = of_ca(unknown(), "https://g", false);
+        assert_eq!(code(&found), (Level::Warn, "TWL-D008"));
+        assert!(
+            found.remedy.contains("--gateway-ca FILE") && found.remedy.contains("clusternet-hub-gateway-tls")
+        );
+        // The CA that was named is the wrong one, or something else is wrong.
+        assert_eq!(of_ca(unknown(), "https://g", true), unknown());
+        let expired = Finding::fail("gateway", Code::TlsExpiry, "expired");
+        assert_eq!(of_ca(expired.clone(), "https://g", false), expired);
     }
 
     #[test]
