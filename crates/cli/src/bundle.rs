@@ -7,7 +7,7 @@
 mod archive;
 mod redact;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const MAX_PODS: usize = 10;
 const LOG: &str = "tailLines=5000&limitBytes=1500000&timestamps=true";
 
 /// What is asked of the parent: where it goes, and the path.
-const PARENT: [(&str, &str); 9] = [
+const PARENT: [(&str, &str); 8] = [
     ("parent/version.json", "/version"),
     ("parent/managedclusters.json", "/apis/clusters.clusternet.io/v1beta1/managedclusters?limit=500"),
     (
@@ -54,10 +54,6 @@ const PARENT: [(&str, &str); 9] = [
     ),
     ("parent/services.json", "/api/v1/namespaces/clusternet-system/services?limit=50"),
     ("parent/hub-openapi.json", "/openapi/v3/apis/proxies.clusternet.io/v1alpha1"),
-    (
-        "parent/hub-metrics.txt",
-        "/api/v1/namespaces/clusternet-system/services/https:clusternet-hub:https/proxy/metrics",
-    ),
 ];
 
 /// What is asked of either side.
@@ -87,18 +83,28 @@ pub(crate) async fn run(session: &Session, args: &SupportBundle) -> Result<(), F
             .next("choose another name: a file that exists is not replaced")
     };
     let mut file = options.open(&args.out).map_err(unwritable)?;
-    let filled = fill(session, args.cluster.as_ref()).await;
-    let (files, head) = match filled {
-        Ok(filled) => filled,
-        Err(failure) => {
-            drop(std::fs::remove_file(&args.out));
-            return Err(failure);
-        }
-    };
+    let made = make(session, args, &mut file).await;
+    if made.is_err() {
+        // The command says why; half a bundle would only look like one.
+        drop(std::fs::remove_file(&args.out));
+    }
+    let (size, there, missing) = made?;
+    told(&args.out, size, there, missing)
+}
+
+/// Fills the file: its size, how many files are in it, and how many are not.
+async fn make(
+    session: &Session,
+    args: &SupportBundle,
+    file: &mut File,
+) -> Result<(usize, usize, usize), Failure> {
+    let (files, head) = fill(session, args.cluster.as_ref()).await?;
     let (there, missing) = files.counts();
+    let unwritable =
+        |error: std::io::Error| Failure::new(Exit::Error, format!("could not write the bundle: {error}"));
     let bytes = files.pack(&head).map_err(unwritable)?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(unwritable)?;
-    told(&args.out, bytes.len(), there, missing)
+    Ok((bytes.len(), there, missing))
 }
 
 fn told(out: &Path, size: usize, there: usize, missing: usize) -> Result<(), Failure> {
@@ -161,15 +167,33 @@ async fn side(session: &Session, files: &mut Files, name: &str, root: &str) {
         if file != "pods.json" {
             continue;
         }
-        let none = Vec::new();
-        let pods = body["items"].as_array().unwrap_or(&none);
-        for pod in pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).take(MAX_PODS) {
+        for pod in pods(&body) {
+            if !is_name(pod) {
+                files.miss(&format!("{name}/logs"), "a pod whose name is none in Kubernetes");
+                continue;
+            }
             let log = format!("{root}/api/v1/namespaces/clusternet-system/pods/{pod}/log?{LOG}");
             take(session, files, &format!("{name}/logs/{pod}.log"), &log).await;
             take(session, files, &format!("{name}/logs/{pod}.previous.log"), &format!("{log}&previous=true"))
                 .await;
         }
     }
+}
+
+fn pods(list: &Value) -> impl Iterator<Item = &str> {
+    let pods = list["items"].as_array().into_iter().flatten();
+    pods.filter_map(|pod| pod["metadata"]["name"].as_str()).take(MAX_PODS)
+}
+
+/// Whether it is a DNS-1123 subdomain, as names of pods are. A hostile child names its pods as it likes, and the name
+/// becomes a part of a path at the parent and of one in the archive.
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        let (first, last) = (label.bytes().next(), label.bytes().last());
+        first.is_some_and(plain) && last.is_some_and(plain) && label.bytes().all(|b| plain(b) || b == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 /// One file; what came, for what follows from it.
@@ -203,6 +227,33 @@ mod tests {
         for (name, path) in PARENT.iter().chain(&EITHER).chain(&CHILD) {
             let path = path.to_ascii_lowercase();
             assert!(!path.contains("secret") && !path.contains("token"), "{name}: {path}");
+        }
+    }
+
+    #[test]
+    fn a_pod_has_a_name_of_kubernetes_or_no_log() {
+        for name in ["clusternet-agent-7c9d8f-xyz", "a", "0.b-c.d"] {
+            assert!(is_name(name), "{name}");
+        }
+        let long = "a".repeat(254);
+        for name in [
+            "",
+            ".",
+            "..",
+            "../../../../secrets/a",
+            "a/b",
+            "a?b",
+            "a%2e",
+            "A",
+            "-a",
+            "a-",
+            "a..b",
+            "a b",
+            "a\nb",
+            "ä",
+            &long,
+        ] {
+            assert!(!is_name(name), "{name}");
         }
     }
 

@@ -14,8 +14,17 @@ const SECRET_RUN: usize = 32;
 /// 256 bits in hexadecimal: a hash of a secret, if not one itself. A digest of an image says so before it.
 const HEX_RUN: usize = 64;
 /// Words after which a value is one that nobody should see.
-const TELLING: [&str; 8] =
-    ["token", "password", "passwd", "secret", "authorization", "api-key", "apikey", "client-key-data"];
+const TELLING: [&str; 9] = [
+    "token",
+    "password",
+    "passwd",
+    "secret",
+    "authorization",
+    "api-key",
+    "apikey",
+    "client-key-data",
+    "cookie",
+];
 
 /// Text that was looked through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,13 +86,14 @@ fn cut(value: &mut Value) {
             }
             for list in ["env", "args", "command"] {
                 if let Some(Value::Array(items)) = object.get_mut(list) {
-                    items.iter_mut().for_each(cut_word);
+                    cut_words(items);
                 }
             }
             for inner in object.values_mut() {
                 cut(inner);
             }
             cut_telling(object);
+            cut_pair(object);
         }
         Value::Array(items) => items.iter_mut().for_each(cut),
         Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Null => {}
@@ -97,6 +107,34 @@ fn look_through(value: &mut Value) {
         Value::Object(object) => object.values_mut().for_each(look_through),
         Value::Number(_) | Value::Bool(_) | Value::Null => {}
     }
+}
+
+/// Of `--client-secret=x` as of `--client-secret`, `x`.
+fn cut_words(items: &mut [Value]) {
+    let mut telling = false;
+    for item in items {
+        let word = item.as_str().unwrap_or_default();
+        let value_follows = word.starts_with('-') && !word.contains('=') && is_telling(word);
+        if telling && !word.starts_with('-') && item.is_string() {
+            *item = Value::String(CUT.to_owned());
+        } else {
+            cut_word(item);
+        }
+        telling = value_follows;
+    }
+}
+
+/// A header of a probe, or whatever else has a name and a value.
+fn cut_pair(object: &mut Map<String, Value>) {
+    let telling = object.get("name").and_then(Value::as_str).is_some_and(is_telling);
+    if let Some(value) = object.get_mut("value").filter(|value| telling && value.is_string()) {
+        *value = Value::String(CUT.to_owned());
+    }
+}
+
+fn is_telling(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    TELLING.iter().any(|word| name.contains(word))
 }
 
 /// An environment variable keeps its name, an argument what stands before its `=`.
@@ -150,10 +188,32 @@ fn without_pem(text: &str) -> String {
 }
 
 fn line_of(line: &str) -> String {
-    let line = without_runs(line);
+    let line = without_userinfo(line);
+    let line = without_runs(&line);
     let line = after(&line, "bearer ");
     let line = after(&line, "basic ");
     TELLING.iter().fold(line, |line, word| assigned(&line, word))
+}
+
+/// `https://user:password@host`: a password, or a token in the place of a name.
+fn without_userinfo(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, behind)) = rest.split_once("://") {
+        out.push_str(before);
+        out.push_str("://");
+        let end =
+            behind.find(|c: char| c.is_whitespace() || "/?#\"'\\<>".contains(c)).unwrap_or(behind.len());
+        rest = match behind[..end].rfind('@') {
+            Some(at) => {
+                out.push_str(CUT);
+                &behind[at..]
+            }
+            None => behind,
+        };
+    }
+    out.push_str(rest);
+    out
 }
 
 fn is_run(byte: u8) -> bool {
@@ -239,6 +299,17 @@ fn after(line: &str, marker: &str) -> String {
     out
 }
 
+/// Where a quoted text ends, with what escapes its quote at the end: blanks are part of it. One without an end goes on to
+/// the end of the line.
+fn closing(text: &str, quote: char, escaped: bool) -> usize {
+    for (at, _) in text.match_indices(quote) {
+        if escaped || !text[..at].ends_with('\\') {
+            return text[..at].trim_end_matches('\\').len();
+        }
+    }
+    text.len()
+}
+
 /// The value behind `word=`, `word: ` or `"word": `.
 fn assigned(line: &str, word: &str) -> String {
     let lower = line.to_ascii_lowercase();
@@ -252,9 +323,19 @@ fn assigned(line: &str, word: &str) -> String {
         if !rest.starts_with([':', '=']) {
             continue;
         }
-        let value = rest[1..].trim_start_matches([' ', '"', '\\']);
+        let value = rest[1..].trim_start_matches(' ');
+        let unescaped = value.trim_start_matches('\\');
+        let (value, end) = match unescaped.chars().next().filter(|first| "\"'".contains(*first)) {
+            Some(quote) => {
+                let inside = &unescaped[1..];
+                (inside, closing(inside, quote, unescaped.len() < value.len()))
+            }
+            None => {
+                let end = value.find(|c: char| c.is_whitespace() || "\"',;&".contains(c));
+                (value, end.unwrap_or(value.len()))
+            }
+        };
         let start = line.len() - value.len();
-        let end = value.find(|c: char| c.is_whitespace() || "\"',;&".contains(c)).unwrap_or(value.len());
         if end > 0 && !value.starts_with(['{', '[']) {
             out.push_str(&line[at..start]);
             out.push_str(CUT);
@@ -301,6 +382,15 @@ mod tests {
             format!("-----BEGIN PRIVATE KEY-----\n{CANARY}\nand the log was cut here"),
             format!("password: {CANARY}"),
             format!("PASSWORD = '{CANARY}'").replace('\'', ""),
+            format!("PASSWORD = '{CANARY}'"),
+            format!("password=\"correct {CANARY} horse\" next=word"),
+            format!("password='correct {CANARY} horse'"),
+            format!(r#"{{"password": "correct \"horse\" {CANARY}"}}"#),
+            format!(r#"escaped {{\"password\":\"correct {CANARY}\"}}"#),
+            format!("password=\"correct {CANARY} and the log was cut here"),
+            format!("proxy http://alice:{CANARY}@proxy:3128/ is used"),
+            format!("clone https://{CANARY}@git.example.com/a and https://bob:{CANARY}@git.example.com"),
+            format!("cookie: session={CANARY}"),
         ] {
             assert!(!clean(&line).contains(CANARY), "{line} became {}", clean(&line));
         }
@@ -322,6 +412,7 @@ mod tests {
             "secretName is clusternet-agent-cluster-registration",
             "/apis/proxies.clusternet.io/v1alpha1/sockets/6f0a1b1e-0000-4000-8000-000000000000/proxy/direct",
             "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "https://hub.example.com:8444/k8s/clusters/edge-1 mail alice@example.com",
             "äöü 北京 😀",
         ] {
             assert_eq!(clean(line), line);
@@ -340,14 +431,27 @@ mod tests {
                 "kubectl.kubernetes.io/last-applied-configuration": CANARY, "kept": "yes" } },
             "spec": { "template": { "spec": { "containers": [{
                 "name": "hub", "env": [{ "name": "TOWLINE_X", "value": CANARY }], "args": [format!("--x={CANARY}")],
-                "command": ["/towline-hub"] }] } } },
+                "command": ["/towline-hub", "--client-secret", CANARY, "--verbose", "kept"],
+                "livenessProbe": { "httpGet": { "path": "/livez", "httpHeaders": [
+                    { "name": "X-Api-Key", "value": CANARY }, { "name": "X_AUTH_TOKEN", "value": CANARY },
+                    { "name": "Accept", "value": "text/kept" }] } } },
+                { "name": "x", "args": ["--token", CANARY, "--password", "--kept-flag"] }] } } },
             "items": [{ "kind": "Secret", "data": { "a": CANARY } }],
             "token": CANARY, "bearerToken": CANARY, "automountServiceAccountToken": true,
             "message": format!("it said token={CANARY} and twl-{CANARY}"), "password": CANARY,
         });
         let text = Clean::object(&object).as_str().to_owned();
         assert!(!text.contains(CANARY), "{text}");
-        for kept in ["clusternet-hub", "TOWLINE_X", "/towline-hub", "\"kept\": \"yes\""] {
+        for kept in [
+            "clusternet-hub",
+            "TOWLINE_X",
+            "/towline-hub",
+            "\"kept\": \"yes\"",
+            "\"kept\"\n",
+            "text/kept",
+            "--kept-flag",
+            "--client-secret",
+        ] {
             assert!(text.contains(kept), "no {kept}: {text}");
         }
         assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
