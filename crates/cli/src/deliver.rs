@@ -18,7 +18,7 @@ use crate::out_file::OutFile;
 use crate::output::{data, say, shown, stdout_is_terminal};
 use crate::session::Session;
 use crate::wanted::{Wanted, next, wanted};
-use crate::{config, issue, kubeconfig};
+use crate::{answer, config, issue, kubeconfig};
 
 /// Runs either command; `switch` is that of `use`.
 pub(crate) async fn run(global: &Global, args: &Kubeconfig, switch: bool) -> Result<(), Failure> {
@@ -62,20 +62,21 @@ async fn issued(global: &Global, args: &Kubeconfig, spec: &KubeconfigRequestSpec
 
     let session = Session::open(global).await?;
     let status = issue::issue(&session, spec).await?;
+    // Before whatever may fail from here on: the token is good, and has to be ended by hand then.
+    say(&ending(&session, &status, &spec.cluster));
     let (main, other) = texts(global, spec, &status)?;
     if file.is_none() && stdout_is_terminal() && status.token.is_some() {
         say("warning: what follows holds a token and is on your screen; --out FILE keeps it in a file.");
     }
     match file {
         Some(file) => file.finish(&main)?,
-        None => data(if spec.format == Format::Tkestack { status.content.reveal() } else { &main })?,
+        None => data(if spec.format == Format::Tkestack { &other } else { &main })?,
     }
     if let (Some(second), Some(path)) = (second, &beside) {
         second.finish(&other)?;
         say(&format!("Wrote {} beside it.", word(path)));
     }
     let file = args.out.as_deref().map_or_else(|| "FILE".to_owned(), word);
-    say(&ending(&session, &status, &spec.cluster));
     say(&format!("next:  {}", next(args.tool, &file, &spec.cluster)));
     Ok(())
 }
@@ -100,28 +101,21 @@ fn texts(
     spec: &KubeconfigRequestSpec,
     status: &KubeconfigRequestStatus,
 ) -> Result<(String, String), Failure> {
-    let content = status.content.reveal();
+    let content = answer::content(spec, status)?;
     Ok(match spec.format {
-        Format::Exec => (yaml::document(&with_parent(global, read(status)?)?), String::new()),
-        Format::Tkestack => (status.kubeconfig.reveal().to_owned(), content.to_owned()),
+        Format::Exec => {
+            (yaml::document(&with_parent(global, answer::kubeconfig(spec, status)?)?), String::new())
+        }
+        Format::Tkestack => (yaml::document(&answer::kubeconfig(spec, status)?), content),
         Format::Terraform => {
-            let token = status.token.as_ref().map(|token| token.reveal()).unwrap_or_default();
-            // A token is base64url behind its prefix, so it needs no escape; whatever else came is not written.
-            let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-            if !plain || token.is_empty() {
-                return Err(Failure::new(
-                    Exit::Error,
-                    "the hub's answer holds no token as the hub makes them",
-                )
-                .next("compare the versions of hub and command: kubectl towline version"));
-            }
-            (content.to_owned(), format!("{} = \"{token}\"\n", terraform_variable(&spec.cluster)))
+            let token = answer::token(status)?;
+            (content, format!("{} = \"{token}\"\n", terraform_variable(&spec.cluster)))
         }
         Format::Kubeconfig
         | Format::ArgocdSecret
         | Format::FluxSecret
         | Format::ClusterProfile
-        | Format::Env => (content.to_owned(), String::new()),
+        | Format::Env => (content, String::new()),
     })
 }
 
@@ -144,20 +138,18 @@ async fn merged(global: &Global, args: &Kubeconfig, wanted: &Wanted, switch: boo
         say(&format!("Would {} in {}.", merge.plan(args.cluster.as_str(), switch), word(&path)));
         return Ok(());
     }
-    let (name, made, told) = match wanted {
-        Wanted::Own => {
-            let (name, made) = kubeconfig::own(global, args).await?;
-            (name, made, None)
-        }
+    let (name, made) = match wanted {
+        Wanted::Own => kubeconfig::own(global, args).await?,
         Wanted::Issued(spec) => {
             let session = Session::open(global).await?;
             let status = issue::issue(&session, spec).await?;
-            let told = ending(&session, &status, &spec.cluster);
-            let mut made = read(&status)?;
+            // As above: before whatever may fail from here on.
+            say(&ending(&session, &status, &spec.cluster));
+            let mut made = answer::kubeconfig(spec, &status)?;
             if spec.format == Format::Exec {
                 made = with_parent(global, made)?;
             }
-            (spec.cluster.clone(), made, Some(told))
+            (spec.cluster.clone(), made)
         }
     };
     if !args.force {
@@ -165,12 +157,7 @@ async fn merged(global: &Global, args: &Kubeconfig, wanted: &Wanted, switch: boo
     }
     let plan = merge.plan(&name, switch);
     merge.put(&name, &made, parent_context(global)?.as_deref(), switch)?;
-    let finished = merge.finish();
-    // Also if the file could not be written: then the token has to be ended by hand.
-    if let Some(told) = told {
-        say(&told);
-    }
-    let backup = finished?;
+    let backup = merge.finish()?;
     let kept =
         backup.map(|backup| format!("; what was there before is {}", word(&backup))).unwrap_or_default();
     say(&format!("Done: {plan} in {}{kept}.", word(&path)));
@@ -220,16 +207,7 @@ fn ending(session: &Session, status: &KubeconfigRequestStatus, cluster: &str) ->
     )
 }
 
-/// The kubeconfig of an answer.
-fn read(status: &KubeconfigRequestStatus) -> Result<Value, Failure> {
-    serde_saphyr::from_str(status.kubeconfig.reveal()).map_err(|_| {
-        // What a parser says quotes the text, and the text holds a token.
-        Failure::new(Exit::Error, "the kubeconfig in the hub's answer cannot be read")
-            .next("compare the versions of hub and command: kubectl towline version")
-    })
-}
-
-/// The same, with the parent that the command is to ask: whoever uses the kubeconfig may have another current one, or
+/// A kubeconfig with a command, and the parent that this is to ask: whoever uses the kubeconfig may have another current one, or
 /// this one itself.
 fn with_parent(global: &Global, mut kubeconfig: Value) -> Result<Value, Failure> {
     let Some(context) = parent_context(global)? else { return Ok(kubeconfig) };
@@ -272,34 +250,20 @@ fn word(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::secret::Secret;
-
     use super::*;
-
-    fn status(kubeconfig: &str, content: &str, token: &str) -> KubeconfigRequestStatus {
-        KubeconfigRequestStatus {
-            credential: Some("0123456789abcdef".to_owned()),
-            expires: Some(Timestamp::UNIX_EPOCH),
-            server: "https://hub".to_owned(),
-            token: Some(Secret::from(token.to_owned())),
-            kubeconfig: Secret::from(kubeconfig.to_owned()),
-            content: Secret::from(content.to_owned()),
-        }
-    }
-
-    fn spec(format: Format) -> KubeconfigRequestSpec {
-        serde_json::from_value(json!({ "cluster": "edge-1", "format": format })).unwrap()
-    }
+    use crate::answer::tests::{honest, spec, status};
 
     #[test]
     fn the_token_of_terraform_goes_beside_the_file_that_is_committed() {
         let global = Global::default();
         let (main, other) =
-            texts(&global, &spec(Format::Terraform), &status("k", "hcl", "twl-a_b-9")).unwrap();
+            texts(&global, &spec(json!({ "format": "terraform" })), &status("k", "hcl", "twl-a_b-9"))
+                .unwrap();
         assert_eq!((main.as_str(), other.as_str()), ("hcl", "towline_edge_1_token = \"twl-a_b-9\"\n"));
         for hostile in ["twl-\"\nx = 1", "${file}", ""] {
             assert!(
-                texts(&global, &spec(Format::Terraform), &status("k", "hcl", hostile)).is_err(),
+                texts(&global, &spec(json!({ "format": "terraform" })), &status("k", "hcl", hostile))
+                    .is_err(),
                 "{hostile}"
             );
         }
@@ -312,9 +276,12 @@ mod tests {
 
     #[test]
     fn tkestack_is_given_the_file_to_upload() {
-        let status = status("the kubeconfig", "the text", "twl-a");
-        let (main, other) = texts(&Global::default(), &spec(Format::Tkestack), &status).unwrap();
-        assert_eq!((main.as_str(), other.as_str()), ("the kubeconfig", "the text"));
+        let made = yaml::document(&honest(&json!({ "token": "twl-a" })));
+        let asked = spec(json!({ "format": "tkestack" }));
+        let (main, other) = texts(&Global::default(), &asked, &status(&made, "the text", "twl-a")).unwrap();
+        assert_eq!((main, other.as_str()), (made, "the text"));
+        let evil = yaml::document(&honest(&json!({ "exec": { "command": "sh" } })));
+        assert!(texts(&Global::default(), &asked, &status(&evil, "the text", "twl-a")).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod session;
 
 mod access;
+mod answer;
 mod approve;
 mod ask;
 mod bundle;

@@ -64,7 +64,10 @@ fn serve(mut stream: TcpStream, answer: &impl Fn(&str) -> (u16, Value)) -> std::
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
         head.push(byte[0]);
     }
-    let (code, body) = answer(&String::from_utf8_lossy(&head));
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+    stream.read_exact(&mut vec![0; length.unwrap_or(0)])?;
+    let (code, body) = answer(&head);
     let body = body.to_string();
     let length = body.len();
     write!(
@@ -223,6 +226,112 @@ fn a_kubeconfig_that_is_none_is_named_and_not_shown() {
         assert!(text.contains("kubeconfig"), "{name}: {text}");
         assert!(!text.contains("hunter2"), "{name}: {text}");
     }
+}
+
+/// A hub that answers each request for a kubeconfig with one that holds this user.
+fn hub(user: &Value) -> SocketAddr {
+    let kubeconfig = json!({
+        "clusters": [{ "name": "edge-1", "cluster": { "server": "https://hub" } }],
+        "users": [{ "name": "edge-1", "user": user }],
+        "contexts": [{ "name": "edge-1", "context": { "cluster": "edge-1", "user": "edge-1" } }],
+    });
+    let status = json!({
+        "credential": "0123456789abcdef", "expires": "2099-01-01T00:00:00Z", "server": "https://hub",
+        "token": "twl-abc", "kubeconfig": kubeconfig.to_string(), "content": "touch owned",
+    });
+    parent(move |_| (201, json!({ "status": status })))
+}
+
+#[test]
+fn a_hub_that_lies_gets_no_command_into_a_kubeconfig_or_a_shell() {
+    let folder = Folder::new();
+    let run = |kubeconfig: &Path, line: &str| {
+        let output = run(kubeconfig, &line.split(' ').collect::<Vec<_>>());
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let evil = json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": "sh",
+                                 "args": ["-c", "id"], "interactiveMode": "Never" } });
+    let kubeconfig = folder.kubeconfig(hub(&evil));
+    let before = fs::read_to_string(&kubeconfig).unwrap();
+    for line in [
+        "use edge-1 --role view",
+        "use edge-1 --exec",
+        "kubeconfig edge-1 --role view",
+        "kubeconfig edge-1 --for exec",
+        "kubeconfig edge-1 --for tkestack --role view",
+        "kubeconfig edge-1 --for env --role view",
+    ] {
+        let (code, stdout, stderr) = run(&kubeconfig, line);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{line}: {stderr}");
+        assert!(stderr.contains("the hub's answer is not used"), "{line}: {stderr}");
+        assert!(stderr.contains("credentials revoke 0123456789abcdef"), "{line}: {stderr}");
+    }
+    assert_eq!(fs::read_to_string(&kubeconfig).unwrap(), before);
+
+    let kubeconfig = folder.kubeconfig(hub(&json!({ "token": "twl-abc" })));
+    let (code, stdout, stderr) = run(&kubeconfig, "kubeconfig edge-1 --for env --role view");
+    let exports =
+        "export KUBE_HOST='https://hub'\nexport KUBE_TOKEN='twl-abc'\nunset KUBE_CLUSTER_CA_CERT_DATA\n";
+    assert_eq!((code, stdout.as_str()), (Some(0), exports), "{stderr}");
+    assert_eq!(run(&kubeconfig, "use edge-1 --role view").0, Some(0));
+}
+
+/// Where files can be made and nothing be written into them: a full disk.
+fn without_space(kubeconfig: &Path, arguments: &[&str]) -> Output {
+    Command::new("timeout")
+        .args(["-s", "KILL", DEADLINE, "sh", "-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""])
+        .args([env!("CARGO_BIN_EXE_kubectl-towline"), "--kubeconfig", kubeconfig.to_str().unwrap()])
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", "/nonexistent")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn what_a_full_disk_has_no_place_for_is_named_and_leaves_no_file() {
+    let folder = Folder::new();
+    let kubeconfig = folder.kubeconfig(hub(&json!({ "token": "twl-abc" })));
+    let out = folder.0.join("out");
+    let file = out.to_str().unwrap();
+    for arguments in [
+        &["kubeconfig", "edge-1", "--role", "view", "--out", file][..],
+        &["kubeconfig", "edge-1", "--role", "view", "--merge", "--out", file],
+        &["use", "edge-1", "--role", "view"],
+    ] {
+        let (code, text) = told(&without_space(&kubeconfig, arguments));
+        assert_eq!(code, Some(1), "{arguments:?}: {text}");
+        assert!(text.contains("could not write"), "{arguments:?}: {text}");
+        let id = text.find("Credential 0123456789abcdef").unwrap_or_else(|| panic!("{arguments:?}: {text}"));
+        assert!(Some(id) < text.find("error:"), "{arguments:?}: {text}");
+    }
+    let arguments = ["support-bundle", "--request-timeout", "3s", "--out", file];
+    let (code, text) = told(&without_space(&kubeconfig, &arguments));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("could not write"), "{text}");
+    assert!(!out.exists(), "half a file is worse than none");
+}
+
+#[test]
+fn a_revoked_token_is_not_handed_out_again() {
+    let folder = Folder::new();
+    let kubeconfig = folder.kubeconfig(hub(&json!({ "token": "twl-abc" })));
+    let cache = folder.0.join("cache");
+    let run = |arguments: &[&str]| {
+        let flag = ["--kubeconfig", kubeconfig.to_str().unwrap()];
+        let arguments = [&flag[..], arguments].concat();
+        told(&program(&arguments).env("XDG_CACHE_HOME", &cache).output().unwrap())
+    };
+    let kept = || fs::read_dir(cache.join("towline")).unwrap().count();
+    let (code, text) = run(&["exec-credential", "edge-1", "--ttl", "30d"]);
+    assert_eq!((code, kept()), (Some(0), 1), "{text}");
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    let until = answer["status"]["expirationTimestamp"].as_str().unwrap();
+    assert!(until < "2040", "ten minutes at most, not two thirds of its life: {until}");
+    assert_eq!((run(&["credentials", "revoke", "fedcba9876543210"]).0, kept()), (Some(0), 1));
+    assert_eq!((run(&["credentials", "revoke", "0123456789abcdef"]).0, kept()), (Some(0), 0));
 }
 
 #[test]
