@@ -129,7 +129,7 @@ async fn merged(global: &Global, args: &Kubeconfig, wanted: &Wanted, switch: boo
         })?,
     };
     // What the name will be, is known before anybody is asked, unless an id was given for a name.
-    let mut merge = Merge::open(&path, !args.dry_run)?;
+    let mut merge = Merge::open(&path, &beside(global, &path), !args.dry_run)?;
     if !args.force {
         merge.check(args.cluster.as_str())?;
     }
@@ -163,6 +163,13 @@ async fn merged(global: &Global, args: &Kubeconfig, wanted: &Wanted, switch: boo
     say(&format!("Done: {plan} in {}{kept}.", word(&path)));
     say(&format!("next:  {}", after_merge(global, args, &path, &name, switch)));
     Ok(())
+}
+
+/// The files that kubectl reads together with this one.
+fn beside(global: &Global, path: &Path) -> Vec<PathBuf> {
+    let files = config::files(global);
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if files.contains(&path) { files } else { Vec::new() }
 }
 
 fn after_merge(global: &Global, args: &Kubeconfig, path: &Path, name: &str, switch: bool) -> String {

@@ -53,13 +53,16 @@ pub(crate) struct Merge {
     /// Behind links.
     path: PathBuf,
     before: Option<String>,
+    /// Whether the caller's kubeconfig is this file and no other.
+    alone: bool,
     config: Map<String, Value>,
     _lock: Option<Lock>,
 }
 
 impl Merge {
-    /// Reads the file, if there is one; with `write`, nobody who locks it writes it meanwhile.
-    pub(crate) fn open(named: &Path, write: bool) -> Result<Self, Failure> {
+    /// Reads the file, if there is one; with `write`, nobody who locks it writes it meanwhile. `others` are those that
+    /// kubectl reads beside it.
+    pub(crate) fn open(named: &Path, others: &[PathBuf], write: bool) -> Result<Self, Failure> {
         let lock = write.then(|| Lock::take(named)).transpose()?;
         // The file itself, not the link to it: people keep theirs in a repository.
         let path = fs::canonicalize(named).unwrap_or_else(|_| named.to_owned());
@@ -70,7 +73,10 @@ impl Merge {
                 Map::from_iter([("apiVersion".to_owned(), json!("v1")), ("kind".to_owned(), json!("Config"))])
             }
         };
-        let merge = Self { named: named.to_owned(), path, before, config, _lock: lock };
+        let alone = !others
+            .iter()
+            .any(|other| other.exists() && fs::canonicalize(other).ok().as_ref() != Some(&path));
+        let merge = Self { named: named.to_owned(), path, before, alone, config, _lock: lock };
         for (list, _) in LISTS {
             let there = merge.config.get(list);
             if there.is_some_and(|there| !there.is_null() && !there.is_array()) {
@@ -105,7 +111,7 @@ impl Merge {
             if there { "replace" } else { "add" },
             shell_word(name)
         );
-        if switch {
+        if self.switches(switch) {
             let old =
                 self.config.get("current-context").and_then(Value::as_str).filter(|old| !old.is_empty());
             plan.push_str(", and make it the current context");
@@ -116,6 +122,12 @@ impl Merge {
             );
         }
         plan
+    }
+
+    /// Whether the entry becomes the current one. A kubeconfig that this has made shall be good for something; but the
+    /// first file of several that names a current context names it for all of them.
+    fn switches(&self, switch: bool) -> bool {
+        switch || (self.alone && self.before.is_none() && !self.config.contains_key("current-context"))
     }
 
     /// Puts in the one cluster, user and context of a kubeconfig, under one name.
@@ -144,8 +156,7 @@ impl Merge {
             content["extensions"] = others.chain([mark.clone()]).collect();
             self.replace(list, json!({ "name": name, kind: content }));
         }
-        // A file that this has made shall be good for something.
-        if switch || (self.before.is_none() && !self.config.contains_key("current-context")) {
+        if self.switches(switch) {
             self.config.insert("current-context".to_owned(), json!(name));
         }
         Ok(())
@@ -361,7 +372,7 @@ contexts:
     }
 
     fn put(path: &Path, token: &str, switch: bool) -> Result<Option<PathBuf>, Failure> {
-        let mut merge = Merge::open(path, true)?;
+        let mut merge = Merge::open(path, &[], true)?;
         merge.check("edge-1")?;
         merge.put("edge-1", &made(token), Some("work"), switch)?;
         merge.finish()
@@ -420,7 +431,7 @@ contexts:
             let failure = put(&path, "t", false).unwrap_err();
             assert!(failure.to_string().contains(&format!("a {kind} \"edge-1\"")), "{failure}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
-            let mut merge = Merge::open(&path, true).unwrap();
+            let mut merge = Merge::open(&path, &[], true).unwrap();
             merge.put("edge-1", &made("t"), None, false).unwrap();
             merge.finish().unwrap();
             assert_eq!(value(&path)[list].as_array().unwrap().len(), 1);
@@ -464,6 +475,23 @@ contexts:
     }
 
     #[test]
+    fn the_current_context_of_another_file_stays_and_a_switch_is_said() {
+        let (folder, old) = Folder::with("list", OLD);
+        let new = folder.0.join("new");
+        let plan = |others: &[PathBuf], switch: bool| {
+            Merge::open(&new, others, false).unwrap().plan("edge-1", switch).contains("current context")
+        };
+        assert!(plan(&[new.clone()], false), "it is the only one");
+        assert!(!plan(&[new.clone(), old.clone()], false));
+        assert!(plan(&[new.clone(), old.clone()], true));
+        assert!(plan(&[new.clone(), folder.0.join("nowhere")], false));
+        let mut merge = Merge::open(&new, &[new.clone(), old], true).unwrap();
+        merge.put("edge-1", &made("t"), Some("work"), false).unwrap();
+        merge.finish().unwrap();
+        assert_eq!(value(&new)["current-context"], Value::Null);
+    }
+
+    #[test]
     fn a_link_stays_a_link() {
         let (folder, path) = Folder::with("link", OLD);
         let link = folder.0.join("link");
@@ -476,13 +504,13 @@ contexts:
     #[test]
     fn whoever_else_writes_the_file_is_not_overwritten() {
         let (_folder, path) = Folder::with("locked", OLD);
-        let first = Merge::open(&path, true).unwrap();
-        let second = Merge::open(&path, true).unwrap_err();
+        let first = Merge::open(&path, &[], true).unwrap();
+        let second = Merge::open(&path, &[], true).unwrap_err();
         assert!(second.to_string().contains("another program"), "{second}");
-        assert!(Merge::open(&path, false).is_ok(), "a dry run locks nothing");
+        assert!(Merge::open(&path, &[], false).is_ok(), "a dry run locks nothing");
         drop(first);
 
-        let mut merge = Merge::open(&path, true).unwrap();
+        let mut merge = Merge::open(&path, &[], true).unwrap();
         merge.put("edge-1", &made("t"), None, false).unwrap();
         fs::write(&path, "kind: Config\n").unwrap();
         assert!(merge.finish().unwrap_err().to_string().contains("changed meanwhile"));
