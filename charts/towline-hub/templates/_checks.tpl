@@ -81,6 +81,8 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- range $name, $way := dict "ingress" $gateway.ingress "route" $gateway.route -}}
 {{- if and $way.enabled (not $gateway.url) -}}
 {{- $wrong = append $wrong (printf "gateway.%s.enabled needs gateway.url: its host is what is routed to the hub" $name) -}}
+{{- else if and $way.enabled (regexMatch "^([0-9.]+$|\\[)" (include "towline-hub.host" $gateway.url)) -}}
+{{- $wrong = append $wrong (printf "gateway.url is %s, and gateway.%s.enabled routes by a host's name, for which Kubernetes takes no address: give gateway.url a name, or reach the gateway by gateway.service.type" $gateway.url $name) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $gateway.ingress.enabled (eq $gateway.ingress.tls "reencrypt") (not $gateway.ingress.secretName) -}}
@@ -94,6 +96,9 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- end -}}
 {{- if and $gateway.service.nodePort (eq $gateway.service.type "ClusterIP") -}}
 {{- $wrong = append $wrong "gateway.service.nodePort is set, and gateway.service.type is ClusterIP: set the type to NodePort or LoadBalancer" -}}
+{{- end -}}
+{{- if and $gateway.service.externalTrafficPolicy (eq $gateway.service.type "ClusterIP") -}}
+{{- $wrong = append $wrong "gateway.service.externalTrafficPolicy is set, and gateway.service.type is ClusterIP: Kubernetes refuses that. Set the type to NodePort or LoadBalancer, or leave this out" -}}
 {{- end -}}
 {{- range list "loadBalancerClass" "loadBalancerSourceRanges" -}}
 {{- if and (index $gateway.service .) (ne $gateway.service.type "LoadBalancer") -}}
@@ -115,6 +120,12 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- end -}}
 {{- if not $mounted -}}
 {{- $wrong = append $wrong (printf "audit.log is %s, and the hub's file system is read-only: mount a volume there with extraVolumes and extraVolumeMounts, or set audit.log: \"-\"" $v.audit.log) -}}
+{{- end -}}
+{{- end -}}
+
+{{- range $v.extraVolumes -}}
+{{- if has .name (list "gateway" "gateway-ca" "parent-ca") -}}
+{{- $wrong = append $wrong (printf "extraVolumes has a volume %s, which is a name of the chart's own: give it another name" .name) -}}
 {{- end -}}
 {{- end -}}
 
