@@ -264,6 +264,26 @@ pub(crate) mod tests {
         assert_eq!(answered(&spec(json!({})), &trusted).unwrap(), yaml::document(&trusted));
     }
 
+    /// What the hub's own tests hold it to.
+    fn golden(name: &str) -> String {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../hub/src/generate/golden");
+        std::fs::read_to_string(format!("{folder}/{name}.txt")).unwrap()
+    }
+
+    #[test]
+    fn what_this_version_of_the_hub_answers_is_taken() {
+        let (made, exec) = (golden("kubeconfig"), golden("exec"));
+        for (format, kubeconfig, expected) in [
+            ("kubeconfig", &made, made.as_str()),
+            ("exec", &exec, exec.as_str()),
+            // Without the hub's comment.
+            ("env", &made, golden("env").split_once('\n').unwrap().1),
+        ] {
+            let asked = spec(json!({ "format": format, "role": "view" }));
+            assert_eq!(content(&asked, &status(kubeconfig, "", "twl-abc")).unwrap(), expected);
+        }
+    }
+
     #[test]
     fn a_hub_that_lies_has_nobody_run_a_command() {
         let usual = json!(["towline", "exec-credential", "edge-1"]);

@@ -481,7 +481,7 @@ contexts:
         let plan = |others: &[PathBuf], switch: bool| {
             Merge::open(&new, others, false).unwrap().plan("edge-1", switch).contains("current context")
         };
-        assert!(plan(&[new.clone()], false), "it is the only one");
+        assert!(plan(std::slice::from_ref(&new), false), "it is the only one");
         assert!(!plan(&[new.clone(), old.clone()], false));
         assert!(plan(&[new.clone(), old.clone()], true));
         assert!(plan(&[new.clone(), folder.0.join("nowhere")], false));
