@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
@@ -312,6 +313,27 @@ fn what_a_full_disk_has_no_place_for_is_named_and_leaves_no_file() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("could not write"), "{text}");
     assert!(!out.exists(), "half a file is worse than none");
+}
+
+#[test]
+fn a_pod_with_a_hostile_name_takes_no_bundle_to_another_path() {
+    let folder = Folder::new();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let kubeconfig = folder.kubeconfig(parent(move |head| {
+        seen.lock().unwrap().push(head.lines().next().unwrap_or_default().to_owned());
+        let pods =
+            ["../../../../secrets", "a/../b", "good"].map(|name| json!({ "metadata": { "name": name } }));
+        (200, json!({ "items": pods }))
+    }));
+    let out = folder.0.join("out.tar.gz");
+    let arguments = ["support-bundle", "--request-timeout", "3s", "--out", out.to_str().unwrap()];
+    let (code, text) = told(&run(&kubeconfig, &arguments));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(out.exists());
+    let asked = asked.lock().unwrap();
+    assert!(asked.iter().any(|line| line.contains("/pods/good/log?")), "{asked:?}");
+    assert!(!asked.iter().any(|line| line.contains("..") || line.contains("%2e")), "{asked:?}");
 }
 
 #[test]
