@@ -30,8 +30,8 @@ use stored::Stored;
 pub const MAX_TOKENS: usize = 20_000;
 /// Most tokens of one owner: a loop that asks for them ends itself, not everybody's.
 pub const MAX_PER_OWNER: usize = 500;
-/// The same with those that are over and not yet deleted: a week of what `exec-credential` asks for twenty clusters is 3,400,
-/// and a quarter of all is as much as one owner shall keep others from having.
+/// The same with those that are over and not yet deleted, which the next round of the keeper does: a quarter of all is as
+/// much as one owner shall keep others from having.
 pub const MAX_KEPT_PER_OWNER: usize = MAX_TOKENS / 4;
 
 /// SHA-256 of a token.

@@ -283,7 +283,7 @@ fn check_room(hub: &Hub, who: &Identity) -> Result<(), Refusal> {
         format!("user {:?} has {own} credentials, which is the limit; revoke some", who.user())
     } else if kept.count() >= MAX_KEPT_PER_OWNER {
         format!(
-            "user {:?} had {MAX_KEPT_PER_OWNER} credentials within days, which is the limit; ask for longer ones",
+            "user {:?} had {MAX_KEPT_PER_OWNER} credentials within minutes, which is the limit; ask for longer ones",
             who.user()
         )
     } else if all.len() >= MAX_TOKENS {

@@ -1,7 +1,7 @@
 //! The watch on the Secrets of issued tokens, which fills [`IssuedTokens`]; once a minute it writes down when they
 //! were last used, and deletes those that expired long ago.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,9 +27,11 @@ use crate::rewatch::Rewatch;
 const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// How long an expired one stays, so that whoever shows it is told that it has expired.
 const KEEP_EXPIRED: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// With more tokens than this, expired ones go at once: `exec-credential` gets a new one every hour, and what is over
-/// must not take the place of what is good.
+/// With more tokens than this, expired ones go at once: `exec-credential` gets a new one every ten minutes, and what is
+/// over must not take the place of what is good.
 const CROWDED: usize = MAX_TOKENS / 2;
+/// So many expired ones of an owner stay; the older ones go at once.
+const KEEP_EXPIRED_PER_OWNER: usize = MAX_PER_OWNER;
 /// Most last uses that are written in one round; the others are next.
 const MAX_WRITES: usize = 200;
 /// Most that are deleted in one round, before those: more than one owner can have made since the last.
@@ -124,10 +126,18 @@ fn take(seen: &mut Seen, arriving: &mut Option<Seen>, event: Event<DeserializeGu
 
 /// Deletes what expired long ago, and writes down last uses.
 async fn keep(secrets: &Api<Secret>, tokens: &IssuedTokens, now: Timestamp) {
-    let all = tokens.all();
+    let mut all = tokens.all();
     let keep_expired = if all.len() > CROWDED { SignedDuration::ZERO } else { KEEP_EXPIRED };
-    let (over, good): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|issued| issued.stored.expires + keep_expired <= now);
+    all.sort_by_key(|issued| std::cmp::Reverse(issued.stored.expires));
+    let mut expired: HashMap<String, usize> = HashMap::new();
+    let (over, good): (Vec<_>, Vec<_>) = all.into_iter().partition(|issued| {
+        if !issued.expired(now) {
+            return false;
+        }
+        let of_owner = expired.entry(issued.owner.user().to_owned()).or_default();
+        *of_owner += 1;
+        issued.stored.expires + keep_expired <= now || *of_owner > KEEP_EXPIRED_PER_OWNER
+    });
     let failed = |name: &str, error: &kube::Error| {
         tracing::debug!(secret = name, %error, "a credential could not be kept up to date");
     };
@@ -222,12 +232,21 @@ mod tests {
         keep(&secrets, &tokens, now()).await;
         assert!(api.get(&path(&fresh)).is_some() && api.get(&path(&old)).is_none());
 
+        // The oldest of an owner who has had many go before their week is over.
+        let many = (10..10 + KEEP_EXPIRED_PER_OWNER).map(|number| numbered(number, now()));
+        tokens.replace(many.chain([fresh.clone()]));
+        api.put(&path(&fresh), &fresh.to_secret());
+        keep(&secrets, &tokens, now()).await;
+        assert!(api.get(&path(&fresh)).is_none(), "there are {KEEP_EXPIRED_PER_OWNER} younger ones");
+        assert_eq!(count(&api, "DELETE"), 2, "and nothing else");
+        api.put(&path(&fresh), &fresh.to_secret());
+
         let alive = now() + SignedDuration::from_hours(1);
         let crowd = (10..CROWDED + 10).map(|number| numbered(number, alive)).chain([fresh.clone()]);
         tokens.replace(crowd);
         keep(&secrets, &tokens, now()).await;
         assert!(api.get(&path(&fresh)).is_none(), "it was over");
-        assert_eq!(count(&api, "DELETE"), 2, "and nothing else");
+        assert_eq!(count(&api, "DELETE"), 3, "and nothing else");
     }
 
     #[tokio::test]

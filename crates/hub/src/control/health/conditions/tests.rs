@@ -231,7 +231,7 @@ fn versions_may_be_one_minor_apart() {
     ] {
         let known = Known { hub_version: hub, ..known() };
         let found = agent_up_to_date(agent, &known);
-        assert_eq!((found.1, found.2.as_str()), (status, reason), "{agent} {hub}");
+        assert_eq!((found.status, found.reason.as_str()), (status, reason), "{agent} {hub}");
     }
 }
 
@@ -351,8 +351,8 @@ fn all_findings() -> BTreeSet<(String, String, String)> {
         ] {
             let known = Known { denied, credential, hub_version, ..known() };
             let findings = findings(&known, facts, now);
-            assert_eq!(findings.iter().map(|finding| finding.0).collect::<Vec<_>>(), OURS);
-            let text = |(type_, status, reason, _): Finding| {
+            assert_eq!(findings.iter().map(|finding| finding.type_).collect::<Vec<_>>(), OURS);
+            let text = |Finding { type_, status, reason, .. }: Finding| {
                 (type_.to_owned(), status.to_owned(), reason.as_str().to_owned())
             };
             found.extend(findings.into_iter().map(text));
