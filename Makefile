@@ -38,6 +38,10 @@ T := 60
 fuzz: prerequisites ## fuzz each target for T seconds (T=60, TARGETS="path yaml"); see docs/fuzzing.md
 	hack/fuzz.sh $(T) $(TARGETS)
 
+.PHONY: soak
+soak: prerequisites ## tunnels on bad links, one after the other, for T (T=10m); prints the slope of memory; see docs/faults.md
+	TOWLINE_SOAK=$(T) cargo test --locked -p tunnel-proto --test it -- --ignored --nocapture soak
+
 .PHONY: lint
 lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax
 	cargo fmt --all -- --check

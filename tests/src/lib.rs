@@ -18,6 +18,7 @@
 //! - `world`: a parent with the hub, a child with the agent
 //! - `suite`: tests that share one world
 //! - `compatibility`: the table of what was tried with which kubectl
+//! - `faults`: a bad network, from a seed
 //! - `bench`: what the benchmark is made of
 
 pub mod bench;
@@ -25,6 +26,7 @@ pub mod binaries;
 pub mod clusters;
 pub mod compatibility;
 pub mod control_plane;
+pub mod faults;
 pub mod front;
 pub mod gateway;
 pub mod images;

@@ -6,7 +6,9 @@
 )]
 
 mod ending;
+mod faults;
 mod greeting;
 mod harness;
 mod requests;
+mod simulation;
 mod upgrades;
