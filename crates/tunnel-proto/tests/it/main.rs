@@ -6,7 +6,10 @@
 )]
 
 mod ending;
+mod evil;
+mod fairness;
 mod faults;
+mod frames;
 mod greeting;
 mod harness;
 mod requests;

@@ -1,0 +1,154 @@
+//! What open and stalled streams cost in memory, both sides of a tunnel in one process. In a process of its own and one
+//! after the other, so that what is measured is what was done.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers are tests too, but clippy sees only functions marked so"
+)]
+#![expect(clippy::print_stdout, reason = "figures, for whoever asks with --nocapture")]
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _, stream};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::{
+    Response,
+    body::{Frame, Incoming},
+};
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use tunnel_proto::{
+    Body,
+    limits::{SEND_BUFFER, STREAM_WINDOW},
+};
+
+#[expect(dead_code, reason = "made for the other tests")]
+#[path = "../it/frames.rs"]
+mod frames;
+#[expect(dead_code, reason = "made for the other tests")]
+#[path = "../it/harness.rs"]
+mod harness;
+
+use harness::{World, full, get, greeted_by_fake_agent};
+
+const WATCHES: usize = 5_000;
+/// Issue of the limit: "5,000 watches on one tunnel ≤ 16 KiB each", here for hub and agent together, and what the test
+/// itself keeps of them.
+const WATCH_KIB: usize = 2 * 16;
+/// Enough that a window for all of them would have to show.
+const STALLED: usize = 50;
+/// Lines of a log.
+const LINE: usize = 16_000;
+
+/// Resident memory of this process in KiB.
+fn resident() -> usize {
+    let pages: usize =
+        std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4
+}
+
+/// Measured one after the other: memory that was freed is used again, so the cheap come first.
+#[tokio::test]
+async fn streams_cost_what_their_limits_say() {
+    let each = watches().await;
+    assert!(each <= WATCH_KIB, "an open watch costs {each} KiB");
+    let each = stalled().await;
+    let bound = (STREAM_WINDOW as usize + SEND_BUFFER) / 1024 * 5 / 4;
+    assert!(each <= bound, "a stalled log costs {each} KiB, its window and buffer are {bound}");
+}
+
+async fn watches() -> usize {
+    let world = World::start(|_| async {
+        let first = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"event\n")))]);
+        let body = StreamBody::new(first.chain(stream::pending())).map_err(|never| match never {});
+        Response::new(body.boxed_unsync())
+    })
+    .await;
+    let before = resident();
+    let open = open(&world, WATCHES, "/watch").await;
+    let each = resident().saturating_sub(before) / WATCHES;
+    println!("{each} KiB for each of {} watches, {before} KiB before", open.len());
+    each
+}
+
+async fn stalled() -> usize {
+    let world = World::start(|request| async move {
+        let endless = stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![1; LINE]))));
+        let body: Body = match request.uri().path() {
+            "/log" => StreamBody::new(endless).map_err(|never| match never {}).boxed_unsync(),
+            _ => full("well"),
+        };
+        Response::new(body)
+    })
+    .await;
+    let before = resident();
+    let logs = open(&world, STALLED, "/log").await;
+    // Whoever asks now is behind all that: when the answer is there, the windows are full.
+    for _ in 0..1_000 {
+        let answer = world.tunnel.send(get("/small")).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "well");
+    }
+    let each = resident().saturating_sub(before) / STALLED;
+    println!("{each} KiB for each of {} stalled logs", logs.len());
+    each
+}
+
+/// Opens so many at once, and reads the first event of each.
+async fn open(world: &World, count: usize, path: &'static str) -> Vec<Incoming> {
+    let mut opening = JoinSet::new();
+    let mut open = Vec::new();
+    for _ in 0..count {
+        let tunnel = world.tunnel.clone();
+        opening.spawn(async move {
+            let mut body = tunnel.send(get(path)).await.unwrap().into_body();
+            body.frame().await.unwrap().unwrap();
+            body
+        });
+        // Not more at once than may wait for a stream.
+        if opening.len() == 500 {
+            open.push(opening.join_next().await.unwrap().unwrap());
+        }
+    }
+    open.extend(opening.join_all().await);
+    open
+}
+
+/// Frames without a reader.
+const TINY: usize = 100_000;
+
+/// Not a promise: how much an agent makes a hub hold that fills one window with frames of one byte.
+#[tokio::test]
+#[ignore = "shows a figure: docs/faults.md, F-25"]
+async fn what_a_window_of_tiny_frames_costs() {
+    let (tunnel, driver, agent) = greeted_by_fake_agent(64 * 1024).await;
+    let mut hub = JoinSet::new();
+    hub.spawn(driver);
+    let (mut sink, mut stream) = agent.split();
+    let mut reading = JoinSet::new();
+    reading.spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+    let start = [frames::frame(frames::SETTINGS, 0, 0, &[]), frames::ok(1, 0, &[])].concat();
+    let answering = async {
+        tokio::task::yield_now().await;
+        sink.send(Message::binary(start)).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(tunnel.send(get("/")), answering);
+    let _unread = answer.unwrap();
+    for size in [1_usize, 8] {
+        let before = resident();
+        let tiny = frames::frame(frames::DATA, 0, 1, &vec![7; size]).repeat(1_000);
+        for _ in 0..TINY / 1_000 {
+            sink.send(Message::binary(tiny.clone())).await.unwrap();
+        }
+        // Behind it all, and answered behind it all.
+        sink.send(Message::binary(frames::frame(frames::PING, 0, 0, &[7; 8]))).await.unwrap();
+        for _ in 0..20_000 {
+            tokio::task::yield_now().await;
+        }
+        println!(
+            "{} bytes for each frame of {size} bytes; the tunnel {}",
+            resident().saturating_sub(before) * 1024 / TINY,
+            if hub.try_join_next().is_none() { "goes on" } else { "has ended" }
+        );
+    }
+}
