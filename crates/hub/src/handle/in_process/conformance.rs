@@ -1,12 +1,13 @@
-//! `docs/conformance.md`, `docs/security.md`, `docs/registration.md` and `tests/abuse-cases.tsv` name the tests that show
-//! their promises. Here it is checked that those tests exist, so that none can promise what nobody tests any more, and
-//! that each case of abuse that was once listed has a row.
+//! `docs/conformance.md`, `docs/security.md`, `docs/registration.md`, `docs/faults.md` and `tests/abuse-cases.tsv` name the
+//! tests that show their promises. Here it is checked that those tests exist, so that none can promise what nobody tests
+//! any more, and that each case of abuse and each fault that was once listed has a row.
 
 use std::path::{Path, PathBuf};
 
 const DOCUMENT: &str = include_str!("../../../../../docs/conformance.md");
 const SECURITY: &str = include_str!("../../../../../docs/security.md");
 const REGISTRATION: &str = include_str!("../../../../../docs/registration.md");
+const FAULTS: &str = include_str!("../../../../../docs/faults.md");
 const TABLE: &str = include_str!("../../../../../tests/abuse-cases.tsv");
 /// Checks in the document.
 const CHECKS: usize = 56;
@@ -24,6 +25,10 @@ const CASES: [(&str, &str); 3] = [
     ("R", "01 02 03 05 07 10 11 13 15 20 23 30 31 33 34 36 40 41 42 44 45 46 47"),
 ];
 
+/// Faults of networks, processes and peers, by number; none is left out in silence.
+const FAULT_NUMBERS: &str = "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 35 43 \
+                             47 48";
+
 /// The files in which a test of this path can stand.
 fn files(module: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -31,6 +36,8 @@ fn files(module: &[&str]) -> Vec<PathBuf> {
         [suite @ ("e2e" | "trust"), module @ ..] => (root.join("tests").join(suite), module),
         ["cli", "process"] => (root.join("crates/cli/tests"), &["process"][..]),
         ["tunnel_proto", "it", module @ ..] => (root.join("crates/tunnel-proto/tests/it"), module),
+        ["tunnel_proto", "memory"] => (root.join("crates/tunnel-proto/tests/memory"), &["main"][..]),
+        ["tests", module @ ..] => (root.join("tests/src"), module),
         [name, module @ ..] => (root.join("crates").join(name.replace('_', "-")).join("src"), module),
         [] => return Vec::new(),
     };
@@ -111,6 +118,28 @@ fn every_situation_of_a_registration_names_a_test_that_exists() {
         wrong.extend(tests.into_iter().filter_map(missing));
     }
     assert_eq!(rows.len(), SITUATIONS);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_fault_names_a_test_that_exists_or_says_why_not() {
+    let (mut numbers, mut wrong) = (Vec::new(), Vec::new());
+    for line in FAULTS.lines() {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let Some(number) = cells.get(1).and_then(|cell| cell.strip_prefix("F-")) else { continue };
+        numbers.push(number);
+        let [_, _, fault, expected, shown, why, _] = cells[..] else {
+            wrong.push(format!("F-{number} has not five columns"));
+            continue;
+        };
+        if fault.is_empty() || expected.is_empty() || (shown.is_empty() && why.is_empty()) {
+            wrong.push(format!("F-{number} has neither a test nor a reason"));
+        }
+    }
+    let named = FAULTS.split('`').filter(|text| text.contains("::") && !text.contains(char::is_whitespace));
+    let whole_modules = ["tunnel_proto::it::simulation", "tunnel_proto::memory", "e2e::"];
+    wrong.extend(named.filter(|test| !whole_modules.contains(test)).filter_map(missing));
+    assert_eq!(numbers.join(" "), FAULT_NUMBERS);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
