@@ -25,3 +25,10 @@ pub const HEADER_AGENT_ERROR: &str = "towline-agent-error";
 
 /// Header of an extended CONNECT: the method of the original request, which CONNECT has displaced.
 pub const HEADER_METHOD: &str = "towline-method";
+
+/// Header of the 101 that opens a tunnel: the hub replica that holds it. The agent opens its tunnels at as many
+/// different ones as it can.
+pub const HEADER_HUB_INSTANCE: &str = "towline-hub-instance";
+/// Header of the same answer: how many hub replicas are alive, the answering one included; a decimal number of at
+/// least 1. More tunnels than that cannot be at different replicas.
+pub const HEADER_HUB_REPLICAS: &str = "towline-hub-replicas";

@@ -11,7 +11,7 @@ use std::time::Duration;
 use api::identity::Identity;
 use api::names::{AGENT_ACCOUNT, ClusterId};
 use api::status::{Reason, Status};
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -20,6 +20,7 @@ use runtime::stop::Stop;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tracing::Instrument as _;
 use tunnel_proto::hub_side::{self, TunnelDriver, UpgradeRefusal};
+use tunnel_proto::names::{HEADER_HUB_INSTANCE, HEADER_HUB_REPLICAS};
 use tunnel_proto::{Hello, HelloRefusal, RefusalReason, TunnelError, Welcome, limits};
 
 use crate::authz::Action;
@@ -60,7 +61,17 @@ pub async fn attach(
     let span = tracing::info_span!("tunnel", cluster = %id);
     let run = run(Arc::clone(hub), cluster, Arc::clone(who), upgrade).instrument(span);
     hub.streams.spawn(run);
-    Ok(opened.map(|()| ResponseBody::empty()))
+    let mut answer = opened.map(|()| ResponseBody::empty());
+    name_replica(hub, answer.headers_mut());
+    Ok(answer)
+}
+
+/// Tells the agent where it is and how many such places there are, so that it can spread its tunnels.
+fn name_replica(hub: &Hub, headers: &mut HeaderMap) {
+    if let Ok(instance) = HeaderValue::try_from(hub.settings.hub_id.as_str()) {
+        headers.insert(HEADER_HUB_INSTANCE, instance);
+    }
+    headers.insert(HEADER_HUB_REPLICAS, HeaderValue::from(1_u16));
 }
 
 /// Whether this caller may hold this cluster's tunnel; the cluster as it was then.

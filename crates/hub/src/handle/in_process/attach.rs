@@ -136,3 +136,14 @@ async fn rights_that_are_taken_away_close_the_tunnel_at_the_next_check() {
     let took = began.elapsed().as_secs();
     assert!((55..=65).contains(&took), "{took} s");
 }
+
+#[tokio::test]
+async fn the_answer_that_opens_a_tunnel_names_the_replica_and_how_many_there_are() {
+    let mut world = World::start().await;
+    let mut request = ask("GET", &format!("{BASE}/c1/attach"), &[("x-remote-user", AGENT)]);
+    request.headers_mut().extend(agent_side::upgrade_headers(&agent_side::new_key()).unwrap());
+    let response = world.send(Wire::H1, request).await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()[names::HEADER_HUB_INSTANCE], "towline-hub");
+    assert_eq!(response.headers()[names::HEADER_HUB_REPLICAS], "1");
+}
