@@ -16,16 +16,18 @@ use runtime::readiness::Readiness;
 use runtime::stop::Stop;
 use runtime::tls::ServingCert;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::audit::{self, Audit};
 use crate::authn::{Door, front_proxy};
-use crate::config::{Settings, read_certificates, read_pair};
-use crate::control::{self, Control};
+use crate::certificates::peer::PeerTls;
+use crate::config::{PeerAddresses, Settings, read_certificates, read_pair};
+use crate::control::{self, Control, leader};
 use crate::handle::Hub;
 use crate::metrics::Metrics;
 use crate::tunnels;
-use crate::{certificates, issued, listen};
+use crate::{certificates, issued, listen, peers};
 
 const CHECK_CATALOG: &str = "catalog";
 const CHECK_CERTIFICATE: &str = "serving-certificate";
@@ -71,6 +73,7 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     let address = listener.local_addr().context("the listener has no address")?;
 
     let gateway = open_gateway(&client, &mut settings).await?;
+    let peers = open_peers(&client, &settings).await?;
     let settings = Arc::new(settings);
 
     let readiness = Readiness::new(&[front_proxy::CHECK, CHECK_CATALOG, CHECK_CERTIFICATE, CHECK_SHUTDOWN]);
@@ -102,16 +105,67 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     spawn("serving certificate", Box::pin(until(stop.clone(), rotating)));
     let issued = issued::watch::follow(client.clone(), Arc::clone(&hub.issued), stop.clone());
     spawn("issued tokens", Box::pin(issued));
+    // A replica that stands alone leads, without asking anybody.
+    let (leads, leading) = watch::channel(peers.is_none());
+    if let Some(peers) = peers {
+        for (name, task) in with_peers(peers, &client, &hub, leads, leading.clone()) {
+            spawn(name, task);
+        }
+    }
     let control = Control {
         client,
         catalog: Arc::clone(&hub.catalog),
         tunnels: Arc::clone(&hub.tunnels),
+        peers: Arc::clone(&hub.peers),
+        leading,
         settings: Arc::clone(&settings),
         stop,
     };
     spawn("controllers", Box::pin(control::run(control)));
     tracing::info!(%address, hub = settings.hub_id, version = env!("CARGO_PKG_VERSION"), "the hub is listening");
     Ok(Bound { address, hub, tasks, audit })
+}
+
+/// What a replica with others needs to be one of them.
+struct WithPeers {
+    listener: TcpListener,
+    tls: Arc<PeerTls>,
+    address: SocketAddr,
+}
+
+/// The listener for other replicas, if there may be any, and what they know each other by.
+async fn open_peers(client: &Client, settings: &Settings) -> anyhow::Result<Option<WithPeers>> {
+    let Some(PeerAddresses { listen, address }) = settings.peers else { return Ok(None) };
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen} (--peer-listen)"))?;
+    let tls = certificates::peer::start(client, &settings.hub_id).await?;
+    Ok(Some(WithPeers { listener, tls, address }))
+}
+
+/// The tasks that make this replica one of several.
+fn with_peers(
+    WithPeers { listener, tls, address }: WithPeers,
+    client: &Client,
+    hub: &Arc<Hub>,
+    leads: watch::Sender<bool>,
+    leading: watch::Receiver<bool>,
+) -> [(&'static str, BoxFuture<'static, anyhow::Result<()>>); 6] {
+    let (instance, stop) = (hub.settings.hub_id.clone(), hub.phases.stopping.clone());
+    tracing::info!(instance, %address, "other replicas of the hub find this one here");
+    let fresh = Arc::clone(&tls).keep_fresh(client.clone());
+    let leases = peers::lease::follow(client.clone(), Arc::clone(&hub.peers), leading, stop.clone());
+    let election =
+        leader::run(client.clone(), instance.clone(), leads, hub.metrics.leading.clone(), stop.clone());
+    let own = peers::lease::own(client.clone(), instance, address, stop.clone());
+    [
+        ("peer listener", Box::pin(peers::serve::run(listener, Arc::clone(&tls), Arc::clone(hub)))),
+        ("peer connections", Box::pin(peers::link::run(Arc::clone(hub), tls))),
+        ("peer certificate", Box::pin(until(stop, fresh))),
+        ("lease", Box::pin(own)),
+        ("leases of replicas", Box::pin(leases)),
+        ("leader election", Box::pin(election)),
+    ]
 }
 
 /// The gateway's listener, if there shall be one, its certificate, and what keeps that fresh.

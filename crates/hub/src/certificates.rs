@@ -26,6 +26,7 @@ use crate::control::DEADLINE;
 
 pub mod gateway;
 mod material;
+pub mod peer;
 
 use material::{Material, Plan, Wanted, certificates, outlives, signer};
 
@@ -60,6 +61,9 @@ pub enum CertificateTrouble {
     /// What was made cannot serve.
     #[error("the certificate cannot be used: {0}")]
     Use(#[from] runtime::tls::CertificateError),
+    /// What was made cannot be used between replicas.
+    #[error("the certificate cannot be used between replicas: {0}")]
+    Peer(String),
 }
 
 /// Base64 of the SHA-256 of the key (SubjectPublicKeyInfo) of the first certificate: what `curl --pinnedpubkey` compares.

@@ -2,7 +2,7 @@
 //! every mistake in one go. Nothing else in this crate reads the environment.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ const MIN_INVITATION_TTL: Duration = Duration::from_mins(10);
 const MAX_PEM_FILE: u64 = 1024 * 1024;
 /// Longest that anybody may set for tokens that the hub issues: a year, for tools that nobody can renew.
 const MAX_CREDENTIAL_TTL: Duration = Duration::from_hours(366 * 24);
+/// Longest name of a replica that has peers: what a pod's name can have, with room for what stands around it in a DNS
+/// name (RFC 1035 section 2.3.4: 253 characters).
+const MAX_INSTANCE: usize = 180;
 /// Longest pause between SIGTERM and the first closed door, and longest grace after it. A pod's whole
 /// grace period is 30 s unless somebody changed it.
 const MAX_SHUTDOWN: Duration = Duration::from_mins(10);
@@ -83,6 +86,12 @@ pub struct Config {
     /// The host name, as the kernel or Kubernetes sets it.
     #[arg(long, env = "HOSTNAME", hide = true)]
     hostname: Option<String>,
+    /// Address at which other replicas of the hub reach this one; needs --peer-address. Without it this replica stands alone.
+    #[arg(long, env = "TOWLINE_PEER_LISTEN")]
+    peer_listen: Option<String>,
+    /// Where the other replicas find that: IP:PORT, or an IP for the port of --peer-listen, as that of the pod.
+    #[arg(long, env = "TOWLINE_PEER_ADDRESS")]
+    peer_address: Option<String>,
     /// Let service accounts of the parent enter children, as clusternet:serviceaccount:NAMESPACE:NAME.
     #[arg(long, env = "TOWLINE_MAP_SERVICE_ACCOUNTS")]
     map_service_accounts: bool,
@@ -127,6 +136,8 @@ pub struct Settings {
     pub agent_image: String,
     /// Name of this replica.
     pub hub_id: String,
+    /// How other replicas reach this one; `None` for one that stands alone.
+    pub peers: Option<PeerAddresses>,
     /// Whether parent service accounts may enter children.
     pub map_service_accounts: bool,
     /// Longest validity of an invitation.
@@ -145,6 +156,15 @@ pub struct Settings {
     pub log_format: Format,
     /// What is logged.
     pub log_filter: String,
+}
+
+/// How other replicas reach this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddresses {
+    /// Where to listen for them.
+    pub listen: SocketAddr,
+    /// Where they find that.
+    pub address: SocketAddr,
 }
 
 /// How the gateway is set up.
@@ -211,6 +231,7 @@ impl Default for Settings {
             parent_ca_file: None,
             agent_image: concat!("towline:", env!("CARGO_PKG_VERSION")).to_owned(),
             hub_id: "towline-hub".to_owned(),
+            peers: None,
             map_service_accounts: false,
             max_invitation_ttl: MAX_INVITATION_TTL,
             max_credential_ttl: Duration::from_hours(30 * 24),
@@ -284,6 +305,12 @@ impl Config {
                 false => wrong.push(format!("--hub-id {id:?} has to be 1 to 256 printable ASCII characters")),
             }
         }
+        settings.peers = peers(
+            self.peer_listen.filter(|given| !given.is_empty()),
+            self.peer_address.filter(|given| !given.is_empty()),
+            &settings.hub_id,
+            &mut wrong,
+        );
         for (flag, given, range, place) in [
             (
                 "--max-invitation-ttl",
@@ -325,6 +352,53 @@ impl Config {
     }
 }
 
+/// How other replicas reach this one, if it has any.
+fn peers(
+    listen: Option<String>,
+    address: Option<String>,
+    hub_id: &str,
+    wrong: &mut Vec<String>,
+) -> Option<PeerAddresses> {
+    let (listen, address) = match (listen, address) {
+        (None, None) => return None,
+        (Some(listen), Some(address)) => (listen, address),
+        _ => {
+            wrong.push("--peer-listen and --peer-address are needed both, or neither of them".to_owned());
+            return None;
+        }
+    };
+    if !names_a_replica(hub_id) {
+        wrong.push(format!(
+            "--hub-id {hub_id:?} names a Lease and a certificate: lower-case letters, digits, - and . only, at most {MAX_INSTANCE}, and not \"controllers\""
+        ));
+    }
+    let Ok(listen) = listen.parse::<SocketAddr>() else {
+        wrong.push(format!("--peer-listen {listen:?} is no address with a port, like 0.0.0.0:8445"));
+        return None;
+    };
+    let alone = address.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, listen.port()));
+    match address
+        .parse::<SocketAddr>()
+        .or(alone)
+        .ok()
+        .filter(|at| !at.ip().is_unspecified() && at.port() != 0)
+    {
+        Some(address) => Some(PeerAddresses { listen, address }),
+        None => {
+            wrong.push(format!(
+                "--peer-address {address:?} is no address at which others reach this replica, like 10.0.0.7:8445"
+            ));
+            None
+        }
+    }
+}
+
+/// Whether it can stand in the name of a Lease and in a certificate (RFC 1123 section 2.1).
+pub(crate) fn names_a_replica(id: &str) -> bool {
+    let small = id.bytes().all(|byte| !byte.is_ascii_uppercase());
+    id.len() <= MAX_INSTANCE && id != "controllers" && small && is_domain(id)
+}
+
 fn gateway(
     listen: Option<String>,
     (cert_file, key_file, ca_file): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
@@ -349,7 +423,7 @@ fn gateway(
     let url = url.and_then(|url| match https_address(&url) {
         Ok(url) if url.matches('/').count() == 2 => {
             let host = host_of(&url).unwrap_or_default();
-            if host.parse::<std::net::IpAddr>().is_err() && !is_domain(&host) {
+            if host.parse::<IpAddr>().is_err() && !is_domain(&host) {
                 wrong.push(format!(
                     "--gateway-url {url:?}: {host:?} is no host that a certificate can be for"
                 ));
@@ -435,7 +509,7 @@ fn host_of(url: &str) -> Option<String> {
     let url: http::Uri = url.parse().ok()?;
     let host = url.host()?.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
     // An address has more than one spelling.
-    Some(host.parse::<std::net::IpAddr>().map_or(host, |address| address.to_string()))
+    Some(host.parse::<IpAddr>().map_or(host, |address| address.to_string()))
 }
 
 /// Labels with dots between them (RFC 1123 section 2.1), no longer than a name with 60 characters before it allows.
@@ -684,6 +758,31 @@ mod tests {
 
     fn pair() -> rcgen::CertifiedKey<rcgen::KeyPair> {
         rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap()
+    }
+
+    #[test]
+    fn a_replica_with_peers_says_where_it_is_and_has_a_name_that_can_be_certified() {
+        let peers = |args: &[&str]| {
+            let settings = config(&[&["--hub-id=hub-1"], args].concat()).check();
+            settings.map(|settings| settings.peers).map_err(|wrong| wrong.0.join("; "))
+        };
+        assert_eq!(peers(&[]), Ok(None));
+        for address in ["10.0.0.7:9000", "10.0.0.7", "fd00::7", "[fd00::7]:9000"] {
+            let there = peers(&["--peer-listen=0.0.0.0:9000", &format!("--peer-address={address}")])
+                .unwrap()
+                .unwrap();
+            assert_eq!((there.listen.port(), there.address.port()), (9000, 9000), "{address}");
+        }
+        assert!(peers(&["--peer-listen=0.0.0.0:9000"]).unwrap_err().contains("both"));
+        for address in ["0.0.0.0", "pod", "10.0.0.7:0", "[::]:9000"] {
+            let wrong =
+                peers(&["--peer-listen=0.0.0.0:9000", &format!("--peer-address={address}")]).unwrap_err();
+            assert!(wrong.contains("--peer-address"), "{wrong}");
+        }
+        for id in ["controllers", "Hub", "a_b", "-a", &"a.".repeat(100)] {
+            let all = ["--peer-listen=0.0.0.0:9000", "--peer-address=10.0.0.7", &format!("--hub-id={id}")];
+            assert!(config(&all).check().unwrap_err().0.join("; ").contains("--hub-id"), "{id}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One request through a tunnel and back. The request for the child is built from nothing but what the
 //! allow-list in [`headers`] names; bodies stream both ways with the backpressure of the tunnel; a tunnel
-//! that breaks in the middle ends the answer with an error, never as if it were complete.
+//! that breaks in the middle ends the answer with an error, never as if it were complete. A tunnel of another replica
+//! is one hop away ([`crate::peers`]); the request that goes there is the one that would go into a tunnel here.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use api::identity::Identity;
+use api::names::ClusterId;
 use api::status::{Reason, Status};
 use futures::future::BoxFuture;
 use http::header::LOCATION;
@@ -22,15 +24,16 @@ use tunnel_proto::{Body, SendError};
 use crate::audit::Event;
 use crate::authn::Peer;
 use crate::body::{RequestBody, ResponseBody};
+use crate::catalog::Cluster;
 use crate::gateway::location;
 use crate::grant::Grant;
 use crate::handle::Hub;
 use crate::metrics::InFlight;
+use crate::peers::Refused;
 use crate::refusal::Refusal;
 use crate::request_info::Proxied;
-use crate::route;
+use crate::route::{self, Target};
 use crate::shares::Place;
-use crate::tunnels::Live;
 
 pub mod headers;
 mod upgrade;
@@ -63,9 +66,10 @@ pub(crate) async fn send(
     event: &mut Event,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let Authorized { proxied, child, grant, user } = authorized;
-    let (cluster, live) = route::find(
+    let (cluster, target) = route::find(
         &hub.catalog,
         &hub.tunnels,
+        &hub.peers,
         &proxied.cluster,
         proxied.verb,
         hub.started,
@@ -86,7 +90,7 @@ pub(crate) async fn send(
     }
     if let Some(protocol) = upgrade {
         headers::add_upgrade(request.headers(), &mut outbound);
-        return upgrade::send(hub, &live, name, proxied, protocol, outbound, request, stay, event).await;
+        return upgrade::send(hub, target, &cluster, proxied, protocol, outbound, request, stay, event).await;
     }
 
     let (parts, body) = request.into_parts();
@@ -99,7 +103,7 @@ pub(crate) async fn send(
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     *onward.headers_mut() = outbound;
     let deadline = deadline(proxied.deadline, hub.settings.limits.answer_timeout);
-    let answer = within(deadline, name, exchange(hub, &live, name, onward)).await?;
+    let answer = within(deadline, name, exchange(hub, target, &cluster, onward)).await?;
     let (mut parts, body) = answer.into_parts();
     let elsewhere =
         spelt.map(|(spelt, asked)| location::take(&spelt, &asked, parts.status, &mut parts.headers));
@@ -116,7 +120,7 @@ pub(crate) async fn send(
 
 /// Statuses without a body (RFC 9110 section 6.4.1). Over HTTP/2 a child's body would cross all the same, and
 /// one behind HEAD would reset the stream before the caller has the head.
-fn ends_with_its_head(status: StatusCode) -> bool {
+pub(crate) fn ends_with_its_head(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
@@ -227,26 +231,104 @@ async fn within<T>(
     }
 }
 
-/// Sends, and once more through the tunnel that replaced the first, if nothing of the request had left.
+/// Sends, and once more another way, if nothing of the request has reached the child.
 pub(crate) async fn exchange(
     hub: &Hub,
-    live: &Arc<Live>,
-    name: &str,
+    target: Target,
+    cluster: &Cluster,
     request: Request<Body>,
 ) -> Result<Response<Incoming>, Refusal> {
-    let unsent = match live.send(request).await {
-        Ok(answer) => return Ok(answer),
-        Err(SendError::Closed(unsent)) => unsent,
+    let (id, name) = (&cluster.id, cluster.name.as_str());
+    let spare = match &target {
+        Target::Tunnel(_) => None,
+        Target::Peer(_) => again(&request),
+    };
+    let mut stale = false;
+    let unsent = match try_send(hub, &target, id, request).await {
+        // A child may call its headers as it likes: the word counts from a replica only, which keeps children from it.
+        Ok(answer) => match said(&target, &answer) {
+            None => return Ok(answer),
+            Some(Refused::Stale) => {
+                stale = true;
+                spare
+            }
+            Some(why) => return Err(refused(cluster, why)),
+        },
+        Err(SendError::Closed(unsent)) => Some(*unsent),
+        Err(SendError::Unprocessed(_)) if spare.is_some() => spare,
         Err(error) => return Err(failed(name, error)),
     };
-    let next = hub.tunnels.get(&live.cluster).filter(|next| !Arc::ptr_eq(next, live));
-    let Some(next) = next else {
-        if hub.phases.stopping.is_cancelled() {
-            return Err(Refusal::Stopping);
-        }
-        return Err(Refusal::JustLost(name.to_owned(), "just now".to_owned()));
+    let Some((unsent, next)) = unsent.zip(route::other(hub, id, &target)) else {
+        return Err(match stale {
+            true => Refusal::StalePresence(name.to_owned()),
+            false if hub.phases.stopping.is_cancelled() => Refusal::Stopping,
+            false => Refusal::JustLost(name.to_owned(), "just now".to_owned()),
+        });
     };
-    next.send(*unsent).await.map_err(|error| failed(name, error))
+    let answer = try_send(hub, &next, id, unsent).await.map_err(|error| failed(name, error))?;
+    match said(&next, &answer) {
+        None => Ok(answer),
+        Some(why) => Err(refused(cluster, why)),
+    }
+}
+
+async fn try_send(
+    hub: &Hub,
+    target: &Target,
+    id: &ClusterId,
+    request: Request<Body>,
+) -> Result<Response<Incoming>, SendError> {
+    match target {
+        Target::Tunnel(live) => {
+            hub.metrics.sent_here.inc();
+            live.send(request).await
+        }
+        Target::Peer(link) => {
+            hub.metrics.sent_to_peers.inc();
+            link.send(id, request).await
+        }
+    }
+}
+
+/// The same request once more, where that is all of it: one with a body cannot be sent twice.
+fn again(request: &Request<Body>) -> Option<Request<Body>> {
+    use http_body::Body as _;
+    if !request.body().is_end_stream() {
+        return None;
+    }
+    let mut again = Request::new(empty());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    // What makes a CONNECT an extended one.
+    *again.extensions_mut() = request.extensions().clone();
+    Some(again)
+}
+
+/// What another replica says of itself.
+fn said(target: &Target, answer: &Response<Incoming>) -> Option<Refused> {
+    match target {
+        Target::Tunnel(_) => None,
+        Target::Peer(_) => Refused::of(answer.headers()),
+    }
+}
+
+/// What another replica did not carry.
+fn refused(cluster: &Cluster, why: Refused) -> Refusal {
+    let name = cluster.name.as_str();
+    match why {
+        Refused::Stale => Refusal::StalePresence(name.to_owned()),
+        Refused::Denied => Refusal::Forbidden(format!(
+            "cluster {name} has been shut out or removed in the parent moments ago"
+        )),
+        Refused::Busy => busy(&format!("too many requests wait for cluster {name}")),
+        Refused::Broke | Refused::Malformed => broke(name),
+    }
+}
+
+fn broke(name: &str) -> Refusal {
+    let why = "the request may or may not have been carried out; if it changes nothing, try again";
+    Refusal::TunnelBroke(name.to_owned(), why.to_owned())
 }
 
 fn failed(name: &str, error: SendError) -> Refusal {
@@ -258,8 +340,7 @@ fn failed(name: &str, error: SendError) -> Refusal {
         }
         SendError::Failed(error) => {
             tracing::debug!(cluster = name, %error, "a request failed in the tunnel");
-            let why = "the request may or may not have been carried out; if it changes nothing, try again";
-            Refusal::TunnelBroke(name.to_owned(), why.to_owned())
+            broke(name)
         }
     }
 }

@@ -40,6 +40,7 @@ use crate::issued::IssuedTokens;
 use crate::join::Join;
 use crate::listen::{KEPT_FOR_EACH_DOOR, MAX_CONNECTIONS, Places};
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
 use crate::shares::Shares;
@@ -77,6 +78,8 @@ pub struct Hub {
     pub catalog: Arc<Catalog>,
     /// Which of them are connected here.
     pub tunnels: Arc<Tunnels>,
+    /// Which of them are connected at other replicas.
+    pub peers: Arc<Peers>,
     /// Connections at both doors.
     pub places: Places,
     /// What each user may take of this hub.
@@ -121,6 +124,7 @@ impl Hub {
             issued: Arc::default(),
             authz: Authz::new(client.clone(), metrics.clone()),
             tunnels: Arc::new(Tunnels::new(metrics.clone())),
+            peers: Arc::new(Peers::new(&settings.hub_id, metrics.clone())),
             places: Places::new(
                 MAX_CONNECTIONS,
                 if settings.gateway.is_some() { KEPT_FOR_EACH_DOOR } else { 0 },

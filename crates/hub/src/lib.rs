@@ -29,6 +29,7 @@ pub mod join;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
+pub mod peers;
 pub mod refusal;
 pub mod request_info;
 mod rewatch;

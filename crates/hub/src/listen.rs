@@ -64,7 +64,7 @@ const NOT_SENT_LOWAT: u32 = 128 * 1024;
 /// Silence after which the kernel asks whether the other end of a TCP connection still exists.
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Pause after `accept` has failed, which it does again at once while there are no file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the hub drains, then until the last connection has ended or is cut.
 ///
@@ -202,7 +202,8 @@ async fn connection(
     }
 }
 
-fn tune(socket: &TcpStream) -> std::io::Result<()> {
+/// Small writes at once, and little that waits in the kernel.
+pub(crate) fn tune(socket: &TcpStream) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_notsent_lowat(NOT_SENT_LOWAT)?;
@@ -240,7 +241,13 @@ fn http2(streams: &TaskTracker, limits: &Limits) -> http2::Builder<Tracked> {
 
 /// Runs the tasks of one HTTP/2 connection.
 #[derive(Debug, Clone)]
-struct Tracked(TaskTracker);
+pub(crate) struct Tracked(TaskTracker);
+
+impl Tracked {
+    pub(crate) fn new(tasks: TaskTracker) -> Self {
+        Self(tasks)
+    }
+}
 
 impl<F> Executor<F> for Tracked
 where

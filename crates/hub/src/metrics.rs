@@ -40,6 +40,13 @@ pub struct Asked {
     pub result: &'static str,
 }
 
+/// Label of a request that was sent on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Sent {
+    /// tunnel: one of this replica; peer: to another replica.
+    pub target: &'static str,
+}
+
 /// The metrics; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -67,12 +74,30 @@ pub struct Metrics {
     pub audit_lost: Counter,
     /// `towline_hub_streams_ended_total`
     pub streams_ended: Family<Ended, Counter>,
+    /// `towline_hub_sent_total{target="tunnel"}`
+    pub sent_here: Counter,
+    /// `towline_hub_sent_total{target="peer"}`
+    pub sent_to_peers: Counter,
+    /// `towline_hub_relayed_total`
+    pub relayed: Counter,
+    /// `towline_hub_peers`
+    pub peers: Gauge,
+    /// `towline_hub_peer_presence`
+    pub peer_presence: Gauge,
+    /// `towline_hub_leading`
+    pub leading: Gauge,
 }
 
 impl Metrics {
     /// The metrics and the registry that shows them.
     pub fn new() -> (Self, Arc<Registry>) {
-        let metrics = Self::default();
+        let sent = Family::<Sent, Counter>::default();
+        let metrics = Self {
+            // Looked up once: they are counted with every request.
+            sent_here: sent.get_or_create_owned(&Sent { target: "tunnel" }),
+            sent_to_peers: sent.get_or_create_owned(&Sent { target: "peer" }),
+            ..Self::default()
+        };
         let mut registry = Registry::with_prefix("towline_hub");
         registry.register("requests", "Requests answered", metrics.requests.clone());
         registry.register(
@@ -106,6 +131,11 @@ impl Metrics {
             "Open requests that the hub itself ended",
             metrics.streams_ended.clone(),
         );
+        registry.register("sent", "Requests sent on, into a tunnel here or to another replica", sent);
+        registry.register("relayed", "Requests of other replicas", metrics.relayed.clone());
+        registry.register("peers", "Other replicas that are connected", metrics.peers.clone());
+        registry.register("peer_presence", "Tunnels that other replicas hold", metrics.peer_presence.clone());
+        registry.register("leading", "Whether this replica runs the controllers", metrics.leading.clone());
         (metrics, Arc::new(registry))
     }
 

@@ -60,6 +60,9 @@ pub enum Refusal {
     /// No tunnel; lost moments ago, so it will be back.
     #[error("cluster {0} lost its connection {1} and is expected back at once; try again")]
     JustLost(String, String),
+    /// The replica that held the tunnel holds it no more, and this one has not learnt yet which does.
+    #[error("the connection of cluster {0} has just moved to another replica of the hub; try again")]
+    StalePresence(String),
     /// No tunnel, for longer.
     #[error(
         "cluster {0} is not connected: {1}; look at its agent: kubectl -n clusternet-system logs deploy/clusternet-agent"
@@ -106,9 +109,12 @@ impl Refusal {
             Self::ShareUsedUp(_) | Self::FailedTokens(_) => {
                 (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests)
             }
-            Self::JustLost(..) | Self::Offline(..) | Self::Starting | Self::Stopping | Self::AuditBehind => {
-                (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable)
-            }
+            Self::JustLost(..)
+            | Self::StalePresence(_)
+            | Self::Offline(..)
+            | Self::Starting
+            | Self::Stopping
+            | Self::AuditBehind => (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable),
             Self::TunnelBroke(..) | Self::BadAnswer(..) => (StatusCode::BAD_GATEWAY, Reason::Unknown),
             Self::Timeout(..) => (StatusCode::GATEWAY_TIMEOUT, Reason::Timeout),
             Self::Other(status) => return (**status).clone(),
@@ -117,7 +123,12 @@ impl Refusal {
         // client-go retries any 5xx with Retry-After ten times: only for what passes by itself.
         let passes = matches!(
             self,
-            Self::JustLost(..) | Self::Starting | Self::Stopping | Self::ShareUsedUp(_) | Self::AuditBehind
+            Self::JustLost(..)
+                | Self::StalePresence(_)
+                | Self::Starting
+                | Self::Stopping
+                | Self::ShareUsedUp(_)
+                | Self::AuditBehind
         );
         if let Self::FailedTokens(seconds) = self {
             return status.retry_after(*seconds);
@@ -144,6 +155,7 @@ impl Refusal {
             Self::AuditBehind => "audit_behind",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::JustLost(..) => "just_lost",
+            Self::StalePresence(_) => "stale_presence",
             Self::Offline(..) => "offline",
             Self::Starting => "starting",
             Self::Stopping => "stopping",

@@ -1,5 +1,5 @@
-//! Where a request goes: to the live tunnel of its cluster, or nowhere, with a reason that tells whether it
-//! is worth to try again. Reads the catalog and the registry, changes nothing.
+//! Where a request goes: to the live tunnel of its cluster here, or to another replica that holds one, or nowhere, with a
+//! reason that tells whether it is worth to try again. Reads the catalog and the registries, changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,9 @@ use api::names::ClusterId;
 use jiff::Timestamp;
 
 use crate::catalog::{Catalog, Cluster};
+use crate::handle::Hub;
+use crate::peers::Peers;
+use crate::peers::link::Link;
 use crate::refusal::Refusal;
 use crate::tunnels::{Live, Tunnels};
 
@@ -18,7 +21,16 @@ const JUST_LOST: Duration = Duration::from_secs(10);
 /// is written once a minute.
 const SEEN_BEFORE_START: Duration = Duration::from_mins(2);
 
-/// The cluster and its tunnel. Comes after authorization: whoever may not use the cluster must not learn
+/// Where a request for a cluster goes.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Into a tunnel of this replica.
+    Tunnel(Arc<Live>),
+    /// To another replica, and into a tunnel of that one.
+    Peer(Arc<Link>),
+}
+
+/// The cluster and the way to it. Comes after authorization: whoever may not use the cluster must not learn
 /// from here whether it exists.
 ///
 /// # Errors
@@ -26,11 +38,12 @@ const SEEN_BEFORE_START: Duration = Duration::from_mins(2);
 pub fn find(
     catalog: &Catalog,
     tunnels: &Tunnels,
+    peers: &Peers,
     id: &ClusterId,
     verb: &'static str,
     started: Timestamp,
     now: Timestamp,
-) -> Result<(Arc<Cluster>, Arc<Live>), Refusal> {
+) -> Result<(Arc<Cluster>, Target), Refusal> {
     let cluster = catalog.get(id).ok_or_else(|| Refusal::ClusterForbidden(id.clone(), verb))?;
     if cluster.denied {
         return Err(Refusal::Forbidden(format!(
@@ -38,10 +51,23 @@ pub fn find(
             cluster.name
         )));
     }
-    match tunnels.get(id) {
-        Some(live) => Ok((cluster, live)),
-        None => Err(missing(&cluster, tunnels.last_lost(id), started, now)),
+    if let Some(live) = tunnels.get(id) {
+        return Ok((cluster, Target::Tunnel(live)));
     }
+    if let Some(link) = peers.holder(id, None) {
+        return Ok((cluster, Target::Peer(link)));
+    }
+    Err(missing(&cluster, tunnels.last_lost(id).max(peers.last_lost(id)), started, now))
+}
+
+/// Another way to the cluster than the one that took nothing.
+pub(crate) fn other(hub: &Hub, id: &ClusterId, tried: &Target) -> Option<Target> {
+    let (live, peer) = match tried {
+        Target::Tunnel(live) => (Some(live), None),
+        Target::Peer(link) => (None, Some(link.instance.as_str())),
+    };
+    let here = hub.tunnels.get(id).filter(|here| live.is_none_or(|live| !Arc::ptr_eq(here, live)));
+    here.map(Target::Tunnel).or_else(|| hub.peers.holder(id, peer).map(Target::Peer))
 }
 
 fn missing(cluster: &Cluster, lost: Option<Timestamp>, started: Timestamp, now: Timestamp) -> Refusal {
@@ -110,8 +136,10 @@ mod tests {
     #[test]
     fn a_cluster_that_is_unknown_or_shut_out_is_no_target() {
         let (catalog, tunnels) = (Catalog::default(), Tunnels::default());
-        let find =
-            |id: &str| find(&catalog, &tunnels, &id.parse().unwrap(), "get", at(0), at(100)).unwrap_err();
+        let peers = Peers::new("hub-1", crate::metrics::Metrics::default());
+        let find = |id: &str| {
+            find(&catalog, &tunnels, &peers, &id.parse().unwrap(), "get", at(0), at(100)).unwrap_err()
+        };
         assert!(matches!(find("c2"), Refusal::ClusterForbidden(..)));
         catalog.replace([Cluster { denied: true, ..cluster(None) }]);
         assert!(matches!(find("c1"), Refusal::Forbidden(_)));

@@ -127,6 +127,14 @@ impl Tunnels {
         self.entries().values().filter_map(|entry| entry.tunnels.last().cloned()).collect()
     }
 
+    /// The clusters with a tunnel that takes requests, and the agent process behind each.
+    pub(crate) fn present(&self) -> HashMap<ClusterId, String> {
+        let entries = self.entries();
+        let newest = entries.iter().filter_map(|(id, entry)| Some((id, entry.tunnels.last()?)));
+        let open = newest.filter(|(_, live)| !live.tunnel.is_closed());
+        open.map(|(id, live)| (id.clone(), live.hello.instance.clone())).collect()
+    }
+
     /// When the last tunnel of this cluster ended, if it had one here and has none now.
     pub fn last_lost(&self, id: &ClusterId) -> Option<Timestamp> {
         let entries = self.entries();
@@ -184,6 +192,7 @@ impl Tunnels {
     pub(crate) async fn leave(&self, live: &Live) {
         live.say_goaway().await;
         live.tunnel.close();
+        self.changed.send_modify(|generation| *generation += 1);
     }
 
     /// Whether an agent process with this identity may open a tunnel now.

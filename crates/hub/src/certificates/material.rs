@@ -124,6 +124,31 @@ pub(super) fn make(
     Ok(Material { ca_bundle, ca_key: ca_key_pem, chain, key: Hidden::from(key.serialize_pem()) })
 }
 
+/// A certificate of this CA for a name, for both ends of a connection, and its key.
+///
+/// # Errors
+/// What the Secret holds does not sign.
+pub(super) fn sign(
+    material: &Material,
+    name: &str,
+    now: Timestamp,
+    life: SignedDuration,
+) -> Result<(CertificateDer<'static>, KeyPair), rcgen::Error> {
+    let ca = signer(material).ok_or(rcgen::Error::CouldNotParseCertificate)?;
+    let issuer = Issuer::from_ca_cert_pem(&to_pem(&ca), KeyPair::from_pem(material.ca_key.reveal())?)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, HUB_SERVICE);
+    params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    live(&mut params, now, life);
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &issuer)?;
+    Ok((certificate.der().clone(), key))
+}
+
 /// Whether what `old` serves can still be verified by the bundle of `new`.
 pub(super) fn outlives(wanted: &Wanted, now: Timestamp, old: &Material, new: &Material) -> bool {
     let leaf = certificates(&old.chain).into_iter().next();

@@ -69,6 +69,10 @@ fn start_due(control: &Arc<Control>, rest: &mut Rest, renewals: &mut JoinSet<(St
         if renewals.len() >= MAX_RENEWALS {
             return true;
         }
+        // Its agent is handed one by the replica that speaks for the cluster.
+        if control.peers.speak_for(&live.cluster) {
+            continue;
+        }
         let until = *rest
             .entry(live.tunnel_id.clone())
             .or_insert_with(|| first_renewal(&live.cluster, live.hello.credential_expires, now));
@@ -201,6 +205,8 @@ mod tests {
             client: api.client(),
             catalog: Arc::new(catalog),
             tunnels: Arc::new(Tunnels::default()),
+            peers: crate::control::fake_api::no_peers(),
+            leading: crate::control::fake_api::always_leading(),
             settings: Arc::new(Settings::default()),
             stop: Stop::new(),
         })

@@ -16,7 +16,21 @@ use hyper_util::rt::TokioIo;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+
+/// What a replica that stands alone knows of others.
+pub(crate) fn no_peers() -> Arc<Peers> {
+    Arc::new(Peers::new("hub-1", Metrics::default()))
+}
+
+/// A replica that runs all controllers.
+pub(crate) fn always_leading() -> watch::Receiver<bool> {
+    watch::channel(true).1
+}
 
 /// What happens to a request.
 pub(crate) enum Reaction {

@@ -272,6 +272,8 @@ pub(super) mod tests {
             client: api.client(),
             catalog: Arc::new(catalog),
             tunnels: Arc::new(Tunnels::default()),
+            peers: crate::control::fake_api::no_peers(),
+            leading: crate::control::fake_api::always_leading(),
             settings: Arc::new(Settings::default()),
             stop: Stop::new(),
         };

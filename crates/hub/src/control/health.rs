@@ -1,9 +1,10 @@
 //! Writes what is known of each cluster into its `ManagedCluster`: asks every agent behind a tunnel of this
 //! replica, right after it connects and then every 15 s, and says within seconds when a tunnel is lost.
 //!
-//! Each replica speaks for its own tunnels. A loss is written by the replica that held the tunnel; a cluster
-//! that nobody has heard of for longer than [`STALE`] is written by any. Before a loss is written, the object
-//! is read again: if another replica has heard from the cluster meanwhile, there is nothing to say.
+//! Each replica speaks for its own tunnels; of several that hold one of a cluster, the one whose name comes first does. A
+//! loss is written by the replica that leads, when no replica holds a tunnel any more, also one that nobody has heard of
+//! for longer than [`STALE`]. Before a loss is written, the object is read again: if a replica that this one does not
+//! see has heard from the cluster meanwhile, there is nothing to say.
 //! What the agent reports is its own word: cut, cleaned and shown, never acted upon. What a person would ask about is
 //! told in Events, by whoever wrote the transition.
 
@@ -119,6 +120,7 @@ pub(super) async fn run(control: Arc<Control>, story: Story) -> anyhow::Result<(
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tunnel_changes = control.tunnels.changes();
+    let mut peer_changes = control.peers.changes();
     loop {
         tokio::select! {
             biased;
@@ -134,6 +136,10 @@ pub(super) async fn run(control: Arc<Control>, story: Story) -> anyhow::Result<(
                 anyhow::ensure!(changed.is_ok(), "the tunnels are gone");
                 start_due(&control, &story, &mut states, &mut checks, Timestamp::now());
             }
+            changed = peer_changes.changed() => {
+                anyhow::ensure!(changed.is_ok(), "the other replicas are gone");
+                start_due(&control, &story, &mut states, &mut checks, Timestamp::now());
+            }
         }
     }
 }
@@ -147,19 +153,25 @@ fn start_due(
     now: Timestamp,
 ) {
     let clusters = control.catalog.all();
+    let leads = *control.leading.borrow();
     states.retain(|id, _| clusters.contains_key(id));
     for cluster in clusters.values() {
         if checks.len() >= MAX_ASKED {
             return;
         }
         let live = control.tunnels.get(&cluster.id);
+        if said_elsewhere(control, &cluster.id, live.is_some(), leads) {
+            // What this replica knew of its status, is not known any more.
+            states.remove(&cluster.id);
+            continue;
+        }
         let state = states.entry(cluster.id.clone()).or_default();
         let tunnel = live.as_ref().map(|live| live.tunnel_id.as_str());
         if state.object.take_if(|object| !same_but_seen(&object.cluster, cluster)).is_some() {
             // Shut out, let in, renamed, another key: whatever was told was told of something else.
             (state.tried, state.loss_told) = (None, false);
         }
-        let due = due(state, tunnel, control.tunnels.last_lost(&cluster.id), cluster.last_seen, now);
+        let due = due(state, tunnel, last_lost(control, &cluster.id), cluster.last_seen, now);
         if due == Due::Nothing {
             continue;
         }
@@ -171,6 +183,16 @@ fn start_due(
         let about = (Arc::clone(cluster), live);
         checks.spawn(check(Arc::clone(control), story.clone(), about, state.clone(), now));
     }
+}
+
+/// Whether it is not for this replica to say anything of the cluster.
+fn said_elsewhere(control: &Control, id: &ClusterId, here: bool, leads: bool) -> bool {
+    if here { control.peers.speak_for(id) } else { !leads || control.peers.hold(id) }
+}
+
+/// When the last tunnel of the cluster was lost, at whichever replica it was.
+fn last_lost(control: &Control, id: &ClusterId) -> Option<Timestamp> {
+    control.tunnels.last_lost(id).max(control.peers.last_lost(id))
 }
 
 fn due(
@@ -308,7 +330,7 @@ async fn tell_loss(
     let Some(there) = read(control, cluster).await? else { return Ok(state) };
     let object = Object::of(cluster, &there);
     let previous = there.status.unwrap_or_default();
-    let lost = control.tunnels.last_lost(&cluster.id);
+    let lost = last_lost(control, &cluster.id);
     let seen = previous.last_observed_time.as_ref().map(|time| time.0);
     // Another replica holds a tunnel of it.
     let heard_elsewhere = match (seen, lost) {
@@ -329,6 +351,14 @@ async fn tell_loss(
     let status = status_of(&previous, &known(control, &object, credential), &facts, now);
     if same_but_measured(&previous, &status) {
         state.loss_told = true;
+    } else if said_elsewhere(
+        control,
+        &cluster.id,
+        control.tunnels.get(&cluster.id).is_some(),
+        *control.leading.borrow(),
+    ) {
+        // While it was read.
+        return Ok(state);
     } else if write(control, cluster, &object, &previous, &status).await?.is_some() {
         story.tell_changes(&object.reference, &previous.conditions, &status.conditions);
         state.loss_told = true;

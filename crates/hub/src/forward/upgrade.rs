@@ -22,11 +22,12 @@ use tunnel_proto::upgrade::{connect_request, switching_protocols, tunnel_uri};
 use super::{Stay, empty, exchange, pass_on};
 use crate::audit::Event;
 use crate::body::ResponseBody;
+use crate::catalog::Cluster;
 use crate::handle::Hub;
 use crate::metrics::InFlight;
 use crate::refusal::Refusal;
 use crate::request_info::Proxied;
-use crate::tunnels::Live;
+use crate::route::Target;
 
 /// Buffer of one direction of an open stream; two of them are 64 KiB per exec.
 const BUFFER: usize = 32 * 1024;
@@ -77,8 +78,8 @@ fn asked(method: &Method, version: Version, headers: &HeaderMap) -> Result<Optio
 #[expect(clippy::too_many_arguments, reason = "one caller, which has taken the request apart already")]
 pub(super) async fn send(
     hub: &Arc<Hub>,
-    live: &Arc<Live>,
-    name: &str,
+    target: Target,
+    cluster: &Cluster,
     proxied: Proxied,
     protocol: UpgradeProtocol,
     outbound: HeaderMap,
@@ -86,12 +87,13 @@ pub(super) async fn send(
     mut stay: Stay,
     event: &mut Event,
 ) -> Result<Response<ResponseBody>, Refusal> {
+    let name = cluster.name.as_str();
     let uri = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     let mut connect = connect_request(protocol, request.method(), uri, empty());
     // The identity and the rest beside the one header that the mapping has set.
     connect.headers_mut().extend(outbound);
-    let mut answer = exchange(hub, live, name, connect).await?;
+    let mut answer = exchange(hub, target, cluster, connect).await?;
     if answer.status() != StatusCode::OK {
         return not_switched(hub, name, answer, stay);
     }

@@ -51,6 +51,7 @@ mod http2;
 mod kubeconfigs;
 mod manifests;
 mod path;
+mod peers;
 mod raw;
 mod recorder;
 mod renamed;
@@ -80,6 +81,8 @@ struct Setup {
     places: Option<Places>,
     /// The parent's objects, invitations among them, where a test needs any.
     objects: Option<Client>,
+    /// The name of this replica.
+    hub_id: &'static str,
 }
 
 impl Default for Setup {
@@ -90,6 +93,7 @@ impl Default for Setup {
             memory: Duration::from_secs(10),
             places: None,
             objects: None,
+            hub_id: "towline-hub",
         }
     }
 }
@@ -141,6 +145,7 @@ impl World {
             shutdown_delay: Duration::ZERO,
             shutdown_grace: Duration::from_secs(5),
             limits: setup.limits,
+            hub_id: setup.hub_id.to_owned(),
             ..Settings::default()
         };
         let (metrics, registry) = Metrics::new();

@@ -27,6 +27,7 @@ use crate::authz::Action;
 use crate::body::ResponseBody;
 use crate::catalog::Cluster;
 use crate::handle::{self, Hub};
+use crate::peers::link::Link;
 use crate::refusal::Refusal;
 use crate::tunnels::{Conflict, Live};
 
@@ -71,7 +72,7 @@ fn name_replica(hub: &Hub, headers: &mut HeaderMap) {
     if let Ok(instance) = HeaderValue::try_from(hub.settings.hub_id.as_str()) {
         headers.insert(HEADER_HUB_INSTANCE, instance);
     }
-    headers.insert(HEADER_HUB_REPLICAS, HeaderValue::from(1_u16));
+    headers.insert(HEADER_HUB_REPLICAS, HeaderValue::from(hub.peers.replicas()));
 }
 
 /// Whether this caller may hold this cluster's tunnel; the cluster as it was then.
@@ -126,8 +127,8 @@ async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: 
     let tunnel_id = handle::random_id();
     let mut conflict = None;
     let accepted = hub_side::accept(io, |hello| welcome(&hub, &id, &tunnel_id, hello, &mut conflict)).await;
-    if conflict.is_some() {
-        prove_life(&hub, &id).await;
+    if let Some(rival) = conflict {
+        rival.prove_life(&hub, &id).await;
     }
     let (hello, tunnel, driver) = match accepted {
         Ok(accepted) => accepted,
@@ -171,7 +172,7 @@ fn welcome(
     id: &ClusterId,
     tunnel_id: &str,
     hello: &Hello,
-    conflict: &mut Option<Conflict>,
+    conflict: &mut Option<Rival>,
 ) -> Result<Welcome, HelloRefusal> {
     if hello.cluster_id != id.as_str() {
         return Err(HelloRefusal::new(
@@ -179,20 +180,44 @@ fn welcome(
             &format!("the agent serves cluster {} but its credential belongs to {id}", hello.cluster_id),
         ));
     }
-    if let Err(found) = hub.tunnels.admit(id, &hello.instance) {
+    if let Some((serving, rival)) = rival(hub, id, &hello.instance) {
         let message = format!(
-            "agent {} already serves this cluster; if this is a copy of it, register it with an invitation of its own",
-            found.serving
+            "agent {serving} already serves this cluster; if this is a copy of it, register it with an invitation of its own"
         );
-        *conflict = Some(found);
+        *conflict = Some(rival);
         return Err(HelloRefusal::new(RefusalReason::Conflict, &message));
     }
     Welcome::answering(hello, tunnel_id, hub.settings.hub_id.as_str(), env!("CARGO_PKG_VERSION"))
 }
 
+/// Where the agent is whose place another one wants.
+enum Rival {
+    Here,
+    /// At another replica.
+    There(Arc<Link>, String),
+}
+
+/// The agent that already serves this cluster, if that is another one.
+fn rival(hub: &Hub, id: &ClusterId, agent: &str) -> Option<(String, Rival)> {
+    if let Err(Conflict { serving, .. }) = hub.tunnels.admit(id, agent) {
+        return Some((serving, Rival::Here));
+    }
+    let (link, serving) = hub.peers.rival(id, agent)?;
+    Some((serving, Rival::There(link, agent.to_owned())))
+}
+
+impl Rival {
+    async fn prove_life(self, hub: &Hub, id: &ClusterId) {
+        match self {
+            Self::Here => prove_life(hub, id).await,
+            Self::There(link, agent) => link.tell_conflict(id, &agent).await,
+        }
+    }
+}
+
 /// Another agent wants the place. The one that has it may be dead without a word (its node lost power);
 /// keep-alive would tell in half a minute, a question tells at once, and the other one will dial again.
-async fn prove_life(hub: &Hub, id: &ClusterId) {
+pub(crate) async fn prove_life(hub: &Hub, id: &ClusterId) {
     let Some(live) = hub.tunnels.get(id) else { return };
     let asked = hub.tunnels.agent_get(&live, tunnel_proto::names::PATH_STATUS);
     if timeout(PROOF_OF_LIFE, asked).await.is_err() {

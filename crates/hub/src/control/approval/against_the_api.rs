@@ -64,6 +64,8 @@ impl World {
             client: api.client(),
             catalog: Arc::new(Catalog::default()),
             tunnels: Arc::new(Tunnels::default()),
+            peers: crate::control::fake_api::no_peers(),
+            leading: crate::control::fake_api::always_leading(),
             settings: Arc::new(Settings::default()),
             stop: Stop::new(),
         };

@@ -162,6 +162,8 @@ async fn world() -> (FakeApi, Arc<Control>) {
         client: api.client(),
         catalog: Arc::new(Catalog::default()),
         tunnels: Arc::new(Tunnels::default()),
+        peers: crate::control::fake_api::no_peers(),
+        leading: crate::control::fake_api::always_leading(),
         settings: Arc::new(Settings::default()),
         stop: Stop::new(),
     };
@@ -282,5 +284,41 @@ async fn a_write_that_comes_late_changes_nothing_that_was_written_meanwhile() {
             states.insert(id, state);
         }
         assert_eq!(condition(&api, "Ready")["status"], "True", "{after}");
+    }
+}
+
+/// A replica, hub-1, beside others that hold a tunnel of the cluster or not, and may lead or not.
+async fn among(others: &[(&str, bool)], leads: bool) -> (Control, Vec<crate::peers::Entered>) {
+    let (_, control) = world().await;
+    let mut control = (*control).clone();
+    control.leading = tokio::sync::watch::channel(leads).1;
+    let mut entered = Vec::new();
+    for (instance, holds) in others {
+        let link = crate::peers::link::Link::to_nobody(instance).await;
+        let present = holds.then(|| (edge(false).id, "agent".to_owned())).into_iter().collect();
+        entered.push(control.peers.enter(link, present));
+    }
+    (control, entered)
+}
+
+#[tokio::test]
+async fn of_several_replicas_one_speaks_for_a_cluster() {
+    let id = edge(false).id;
+    for (what, others, here, leads, speaks) in [
+        ("alone", &[][..], true, true, true),
+        ("no leader is needed for what is here", &[], true, false, true),
+        ("a later name holds it too", &[("hub-2", true)], true, false, true),
+        ("an earlier name holds it too", &[("hub-0", true)], true, true, false),
+        ("an earlier name that does not hold it", &[("hub-0", false)], true, false, true),
+        ("nobody holds it, and this one leads", &[("hub-0", false)], false, true, true),
+        ("nobody holds it, and another one leads", &[("hub-0", false)], false, false, false),
+        ("another one holds it, and this one leads", &[("hub-2", true)], false, true, false),
+    ] {
+        let (control, entered) = among(others, leads).await;
+        assert_eq!(!said_elsewhere(&control, &id, here, leads), speaks, "{what}");
+        assert_eq!(last_lost(&control, &id), None, "{what}");
+        drop(entered);
+        let held = others.iter().any(|(_, holds)| *holds);
+        assert_eq!(last_lost(&control, &id).is_some(), held, "{what}: lost with the connection");
     }
 }
