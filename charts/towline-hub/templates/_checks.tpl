@@ -11,9 +11,6 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- if not $v.publicURL -}}
 {{- $wrong = append $wrong "publicURL is missing: set it to the address at which agents reach the parent's kube-apiserver, like https://parent.example.com:6443; it is written into every invitation and never guessed" -}}
 {{- end -}}
-{{- if gt (int $v.replicas) 1 -}}
-{{- $wrong = append $wrong (printf "replicas is %d, and hubs do not share their tunnels yet: a cluster would be reachable through one of them only. Set replicas: 1" (int $v.replicas)) -}}
-{{- end -}}
 {{- if and $v.podDisruptionBudget.enabled (lt (int $v.replicas) 2) (eq (toString $v.podDisruptionBudget.maxUnavailable) "0") -}}
 {{- $wrong = append $wrong "podDisruptionBudget.maxUnavailable is 0 with one replica: no node could ever be drained. Set podDisruptionBudget.enabled: false" -}}
 {{- else if and $v.podDisruptionBudget.enabled (lt (int $v.replicas) 2) -}}
@@ -148,9 +145,13 @@ value's path, why, and what to do. The hub checks its own flags again when it st
       "max-in-flight" "limits.maxInFlight" "max-in-flight-per-user" "limits.maxInFlightPerUser" "max-in-flight-per-cluster" "limits.maxInFlightPerCluster"
       "max-rate-per-user" "limits.maxRatePerUser" "max-rate-per-cluster" "limits.maxRatePerCluster" "max-header-bytes" "limits.maxHeaderBytes"
       "max-header-lines" "limits.maxHeaderLines" "request-head-timeout" "limits.requestHeadTimeout" "answer-timeout" "limits.answerTimeout"
-      "stream-idle-timeout" "limits.streamIdleTimeout" "recheck-interval" "limits.recheckInterval" "max-tunnel-age" "limits.maxTunnelAge" -}}
+      "stream-idle-timeout" "limits.streamIdleTimeout" "recheck-interval" "limits.recheckInterval" "max-tunnel-age" "limits.maxTunnelAge"
+      "peer-listen" "replicas" "peer-address" "replicas" -}}
 {{- range $v.extraArgs -}}
 {{- $flag := regexReplaceAll "=.*" (trimPrefix "--" .) "" -}}
+{{- if and (eq $flag "hub-id") (gt (int $v.replicas) 1) -}}
+{{- $wrong = append $wrong (printf "extraArgs sets --hub-id with %d replicas: they find each other by their names, and all would have one. Leave it away; it is the pod's name then" (int $v.replicas)) -}}
+{{- end -}}
 {{- with get $flags $flag -}}
 {{- $wrong = append $wrong (printf "extraArgs sets --%s, which wins over the value that the rest of the chart goes by: set %s instead" $flag .) -}}
 {{- end -}}

@@ -29,6 +29,9 @@ The hub's environment: one variable for each value that differs from what the hu
 {{- if .Values.bindAddress -}}
 {{- $env = append $env (list "LISTEN" (include "towline-hub.listen" (dict "address" .Values.bindAddress "port" 8443))) -}}
 {{- end -}}
+{{- if gt (int .Values.replicas) 1 -}}
+{{- $env = append $env (list "PEER_LISTEN" (include "towline-hub.listen" (dict "address" .Values.bindAddress "port" 8445))) -}}
+{{- end -}}
 {{- if .Values.mapServiceAccounts -}}
 {{- $env = append $env (list "MAP_SERVICE_ACCOUNTS" "true") -}}
 {{- end -}}
@@ -57,6 +60,12 @@ The hub's environment: one variable for each value that differs from what the hu
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if gt (int .Values.replicas) 1 }}
+# Where the other replicas find this one; its port is that of TOWLINE_PEER_LISTEN.
+- name: "TOWLINE_PEER_ADDRESS"
+  valueFrom:
+    fieldRef: {fieldPath: status.podIP}
+{{- end }}
 {{- range $env }}
 {{- $value := index . 1 }}
 {{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
