@@ -127,9 +127,8 @@ impl Own {
 
     fn lease(&self, there: Option<&Lease>) -> Lease {
         let now = MicroTime(Timestamp::now());
-        let acquired = there
-            .filter(|_| self.written.is_some())
-            .and_then(|there| there.spec.as_ref()?.acquire_time.clone());
+        let before = there.and_then(|there| there.spec.clone()).unwrap_or_default();
+        let acquired = before.acquire_time.filter(|_| before.holder_identity.as_ref() == Some(&self.holder));
         Lease {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
@@ -346,7 +345,9 @@ mod tests {
         api.delete(PATH);
         own.renew().await.unwrap();
         own.renew().await.unwrap();
-        assert!(api.get(PATH).is_some());
+        let acquired = api.get(PATH).unwrap()["spec"]["acquireTime"].clone();
+        own.renew().await.unwrap();
+        assert_eq!(api.get(PATH).unwrap()["spec"]["acquireTime"], acquired);
         api.put(PATH, &json!({ "spec": { "holderIdentity": "somebody" } }));
         own.renew().await.unwrap();
         own.renew().await.unwrap();
