@@ -47,8 +47,13 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
 pub(crate) fn color(global: &Global) -> bool {
     let unwanted = global.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    !unwanted && !dumb && crate::output::stdout_is_terminal()
+    !unwanted && !terminal_is_dumb() && crate::output::stdout_is_terminal()
+}
+
+/// Whether the terminal moves no cursor and knows no colours.
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
+pub(crate) fn terminal_is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 /// The caller's kubeconfig with all file names absolute; `None` if there is none.

@@ -1,6 +1,7 @@
 //! The two ways out: data to stdout, words to a person to stderr. Also tables, in kubectl's form.
 
 use std::io::{BufRead as _, ErrorKind, IsTerminal as _, Read as _, Write as _};
+use std::time::{Duration, Instant};
 
 use api::status::printable;
 
@@ -8,6 +9,10 @@ use crate::failure::{Exit, Failure};
 
 /// Longest text of another side in a cell or a line. Conditions may be long, terminals are not.
 const MAX_SHOWN: usize = 256;
+/// What turns while something is waited for, and how fast: as fast as an eye follows.
+const SPINNER: [char; 4] = ['|', '/', '-', '\\'];
+/// See [`SPINNER`].
+const TURN: Duration = Duration::from_millis(100);
 /// Longest answer of a person that is read: a cluster name and a line end, with room.
 const MAX_REPLY: u64 = 256;
 
@@ -26,6 +31,28 @@ pub(crate) fn data(text: &str) -> Result<(), Failure> {
 /// Tells the person something. A closed stderr is no failure: the data is what counts.
 pub(crate) fn say(text: &str) {
     drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
+/// Waits so long. A person at a terminal sees that it goes on, and nothing of that once it is over.
+pub(crate) async fn pause(time: Duration, since: Instant) {
+    let dumb = crate::config::terminal_is_dumb();
+    if dumb || !std::io::stderr().is_terminal() {
+        return tokio::time::sleep(time).await;
+    }
+    let draw = |text: &str| {
+        let mut stderr = std::io::stderr().lock();
+        drop(stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()));
+    };
+    let end = Instant::now() + time;
+    for sign in SPINNER.iter().cycle() {
+        draw(&format!("\r{sign} {} s", since.elapsed().as_secs()));
+        if Instant::now() >= end {
+            break;
+        }
+        tokio::time::sleep(TURN).await;
+    }
+    // CSI K: erases the line (ECMA-48 section 8.3.41).
+    draw("\r\x1b[K");
 }
 
 /// Is stdout a terminal?

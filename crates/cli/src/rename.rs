@@ -1,7 +1,7 @@
 //! `rename`: writes the wish for another name on a cluster and waits until the hub has fulfilled or refused it. Id,
 //! tunnel, roles, issued credentials and open requests stay as they are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::cluster::{ManagedCluster, RENAME_REFUSED, RENAME_TO};
 use api::names::{ClusterName, LABEL_CLUSTER_ID};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::args::Rename;
 use crate::failure::{Exit, Failure};
 use crate::find;
-use crate::output::{data, say, shown};
+use crate::output::{data, pause, say, shown};
 use crate::session::Session;
 
 /// How often the hub's answer is looked for.
@@ -32,6 +32,7 @@ pub(crate) async fn run(session: &Session, args: &Rename) -> Result<(), Failure>
     let (params, patch) = (PatchParams::default(), Patch::Merge(wish(&cluster, &args.new)));
     session.ask(&format!("rename cluster {old}"), api.patch(&old, &params, &patch)).await?;
 
+    let began = Instant::now();
     let waiting = async {
         loop {
             let params = ListParams::default().labels(&format!("{LABEL_CLUSTER_ID}={id}"));
@@ -42,7 +43,7 @@ pub(crate) async fn run(session: &Session, args: &Rename) -> Result<(), Failure>
                     return Err(Failure::new(Exit::Error, format!("not renamed: {why}"))
                         .next(format!("{} clusters", session.command())));
                 }
-                Answer::None => tokio::time::sleep(EVERY).await,
+                Answer::None => pause(EVERY, began).await,
             }
         }
     };

@@ -2,7 +2,7 @@
 //! gone; the hub then ends the credential and the tunnel, and the request goes last. The command ends when that is
 //! done, so that whoever invites the same cluster again in the next line finds nothing of the old one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::cluster::ManagedCluster;
 use api::names::{ClusterId, registration_request_name};
@@ -13,7 +13,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use crate::args::Unregister;
 use crate::failure::{Exit, Failure};
 use crate::find;
-use crate::output::{ask, data, say, shown};
+use crate::output::{ask, data, pause, say, shown};
 use crate::session::Session;
 
 /// How long the hub may take to remove what belonged to the cluster: some ten calls of the parent's API.
@@ -53,6 +53,7 @@ async fn removed(session: &Session, id: &str, name: &str) -> Result<(), Failure>
     let Ok(id) = id.parse::<ClusterId>() else { return Ok(()) };
     let requests: Api<ClusterRegistrationRequest> = Api::all(session.client.clone());
     let request = registration_request_name(&id);
+    let began = Instant::now();
     let waiting = async {
         let mut old = None;
         loop {
@@ -62,7 +63,7 @@ async fn removed(session: &Session, id: &str, name: &str) -> Result<(), Failure>
                 Ok(Some(now)) if *old.get_or_insert_with(|| now.uid()) != now.uid() => return Ok(()),
                 // Whoever may remove a cluster need not be allowed to see requests.
                 Err(failure) if failure.exit() == Exit::Denied => return Ok(()),
-                Ok(Some(_)) => tokio::time::sleep(EVERY).await,
+                Ok(Some(_)) => pause(EVERY, began).await,
                 Err(failure) => return Err(failure),
             }
         }

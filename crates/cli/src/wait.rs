@@ -1,6 +1,6 @@
 //! Waiting for a cluster to become ready, telling the person what it waits for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::cluster::{CONDITION_READY, CONDITION_TUNNEL, ManagedCluster};
 use api::names::{ClusterId, LABEL_CLUSTER_ID, registration_request_name};
@@ -10,7 +10,7 @@ use kube::api::{Api, ListParams};
 use crate::clusters::condition;
 use crate::failure::{Exit, Failure};
 use crate::find;
-use crate::output::{say, shown};
+use crate::output::{pause, say, shown};
 use crate::session::Session;
 
 /// How often the parent is asked: a person does not notice less, and two small reads a second are nothing.
@@ -23,7 +23,7 @@ pub(crate) async fn until_ready(
     name: &str,
     timeout: Duration,
 ) -> Result<(), Failure> {
-    let mut told = String::new();
+    let (mut told, began) = (String::new(), Instant::now());
     let waiting = async {
         loop {
             let stage = match look(session, id).await {
@@ -46,7 +46,7 @@ pub(crate) async fn until_ready(
                 }
                 Stage::Waiting(_) => {}
             }
-            tokio::time::sleep(EVERY).await;
+            pause(EVERY, began).await;
         }
     };
     if let Ok(end) = tokio::time::timeout(timeout, waiting).await {
@@ -64,7 +64,7 @@ async fn look(session: &Session, id: &ClusterId) -> Result<Stage, Failure> {
     let request = session.ask("look up the registration request", requests.get_opt(&name)).await?;
     let clusters: Api<ManagedCluster> = Api::all(session.client.clone());
     let params = ListParams::default().labels(&format!("{LABEL_CLUSTER_ID}={id}"));
-    let found = session.list("look up the cluster", &clusters, params).await?;
+    let found = session.list_cached("look up the cluster", &clusters, params).await?;
     Ok(stage(request.as_ref(), found.first()))
 }
 
