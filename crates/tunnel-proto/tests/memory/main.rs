@@ -10,27 +10,23 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{
     Response,
     body::{Frame, Incoming},
 };
 use tokio::task::JoinSet;
-use tokio_tungstenite::tungstenite::Message;
 use tunnel_proto::{
     Body,
     limits::{SEND_BUFFER, STREAM_WINDOW},
 };
 
 #[expect(dead_code, reason = "made for the other tests")]
-#[path = "../it/frames.rs"]
-mod frames;
-#[expect(dead_code, reason = "made for the other tests")]
 #[path = "../it/harness.rs"]
 mod harness;
 
-use harness::{World, full, get, greeted_by_fake_agent};
+use harness::{World, full, get};
 
 const WATCHES: usize = 5_000;
 /// Issue of the limit: "5,000 watches on one tunnel ≤ 16 KiB each", here for hub and agent together, and what the test
@@ -112,43 +108,4 @@ async fn open(world: &World, count: usize, path: &'static str) -> Vec<Incoming> 
     }
     open.extend(opening.join_all().await);
     open
-}
-
-/// Frames without a reader.
-const TINY: usize = 100_000;
-
-/// Not a promise: how much an agent makes a hub hold that fills one window with frames of one byte.
-#[tokio::test]
-#[ignore = "shows a figure: docs/faults.md, F-25"]
-async fn what_a_window_of_tiny_frames_costs() {
-    let (tunnel, driver, agent) = greeted_by_fake_agent(64 * 1024).await;
-    let mut hub = JoinSet::new();
-    hub.spawn(driver);
-    let (mut sink, mut stream) = agent.split();
-    let mut reading = JoinSet::new();
-    reading.spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
-    let start = [frames::frame(frames::SETTINGS, 0, 0, &[]), frames::ok(1, 0, &[])].concat();
-    let answering = async {
-        tokio::task::yield_now().await;
-        sink.send(Message::binary(start)).await.unwrap();
-    };
-    let (answer, ()) = tokio::join!(tunnel.send(get("/")), answering);
-    let _unread = answer.unwrap();
-    for size in [1_usize, 8] {
-        let before = resident();
-        let tiny = frames::frame(frames::DATA, 0, 1, &vec![7; size]).repeat(1_000);
-        for _ in 0..TINY / 1_000 {
-            sink.send(Message::binary(tiny.clone())).await.unwrap();
-        }
-        // Behind it all, and answered behind it all.
-        sink.send(Message::binary(frames::frame(frames::PING, 0, 0, &[7; 8]))).await.unwrap();
-        for _ in 0..20_000 {
-            tokio::task::yield_now().await;
-        }
-        println!(
-            "{} bytes for each frame of {size} bytes; the tunnel {}",
-            resident().saturating_sub(before) * 1024 / TINY,
-            if hub.try_join_next().is_none() { "goes on" } else { "has ended" }
-        );
-    }
 }
