@@ -168,7 +168,7 @@ pub(crate) async fn a_killed_hub_delays_the_deletion_of_namespaces_and_nothing_e
 pub(crate) async fn one_of_two_hubs_may_be_killed_and_the_parent_goes_on(world: &mut World) -> Outcome {
     let parent = world.parent().kubectl().clone();
     let kubectl = world.admin_through_hub().await?;
-    let (second, port) = world.launch_second_hub().await?;
+    let (second, port) = world.launch_second_hub(&[]).await?;
     let target = world.hub_at(port).await?;
     wait_until("the second hub to be ready", SOON, async || {
         second.check()?;

@@ -390,10 +390,10 @@ impl World {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub async fn launch_second_hub(&self) -> Result<(Process, u16)> {
+    pub async fn launch_second_hub(&self, arguments: &[String]) -> Result<(Process, u16)> {
         let port = free_port()?;
         // The gateway's port belongs to the first.
-        let towline = Towline { hub_arguments: Vec::new(), ..self.towline.clone() };
+        let towline = Towline { hub_arguments: arguments.to_vec(), ..self.towline.clone() };
         let hub = launch_hub("second-towline-hub", &self.scratch, &towline, &self.parent, port).await?;
         Ok((hub, port))
     }
@@ -445,7 +445,11 @@ impl World {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// A port of loopback that nobody listens at.
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -209,7 +209,7 @@ pub(crate) async fn a_new_ca_of_the_hub_fails_no_request_also_if_another_replica
     let watch = watch(world).await?;
     let traffic = Traffic::through_the_parent(world).await?;
     world.parent().kubectl().ok(&["-n", SYSTEM, "delete", "secret", HUB_TLS]).await?;
-    let (mut second, port) = world.launch_second_hub().await?;
+    let (mut second, port) = world.launch_second_hub(&[]).await?;
     wait_until("a new CA, beside the old one", TWO_ROUNDS, async || {
         second.check()?;
         let now = secret(world, "ca.crt").await?;
