@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::account::{Account, Bearer};
 use crate::config::Settings;
 use crate::credentials::Credentials;
+use crate::dial::seats::Seats;
 use crate::dial::{CHECK_CREDENTIALS, CHECK_TUNNEL, Dialer};
 use crate::metrics::Metrics;
 use crate::policy::in_force::{self, InForce};
@@ -59,6 +60,7 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
         proxy: settings.proxy,
         instance: settings.instance,
         readiness: readiness.clone(),
+        seats: Seats::new(settings.tunnels),
     };
 
     let mut parts = JoinSet::new();

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use http::{Method, Uri};
 use runtime::logs::Format;
 
+use crate::limits::MAX_TUNNELS;
 use crate::policy::check::{How, Question};
 use crate::policy::request_info::Verb;
 
@@ -122,6 +123,9 @@ pub struct Flags {
     /// Name of this agent among those of its cluster; the pod's name
     #[arg(long, env = "HOSTNAME", default_value = "agent")]
     pub instance: String,
+    /// Tunnels to the hub, each to another replica of it, if it has several; 1 or 2
+    #[arg(long, env = "TOWLINE_TUNNELS", default_value_t = MAX_TUNNELS)]
+    pub tunnels: usize,
     /// Threads; 1 gives the shortest latency
     #[arg(long, env = "TOWLINE_THREADS", default_value_t = 1)]
     pub threads: usize,
@@ -243,6 +247,8 @@ pub struct Settings {
     pub token_file: PathBuf,
     /// This process among others of the same cluster.
     pub instance: String,
+    /// Tunnels at most.
+    pub tunnels: usize,
     /// Threads of the runtime.
     pub threads: usize,
     /// How the parent is reached.
@@ -297,6 +303,9 @@ impl Settings {
         if !(1..=64).contains(&flags.threads) {
             note("--threads", format!("{} is not between 1 and 64", flags.threads));
         }
+        if !(1..=MAX_TUNNELS).contains(&flags.tunnels) {
+            note("--tunnels", format!("{} is not between 1 and {MAX_TUNNELS}", flags.tunnels));
+        }
         // One half of the limit in the hello: a random part is added.
         let printable = flags.instance.bytes().all(|byte| byte.is_ascii_graphic());
         if flags.instance.is_empty() || flags.instance.len() > 128 || !printable {
@@ -316,6 +325,7 @@ impl Settings {
                 token_file: flags.token_file,
                 // Random, so that a clone of the whole cluster is not taken for this process.
                 instance: format!("{}-{:08x}", flags.instance, rand::random::<u32>()),
+                tunnels: flags.tunnels,
                 threads: flags.threads,
                 proxy: Proxy {
                     https: environment.https_proxy.clone(),
@@ -416,6 +426,7 @@ mod tests {
             "--kube-apiserver=http://10.0.0.1",
             "--log-format=xml",
             "--threads=0",
+            "--tunnels=3",
             "--instance=a b",
         ]);
         let environment = Environment {
@@ -423,11 +434,17 @@ mod tests {
             ..Environment::default()
         };
         let mistakes = Settings::new(flags, &environment).unwrap_err();
-        assert_eq!(mistakes.0.len(), 6, "{mistakes}");
+        assert_eq!(mistakes.0.len(), 7, "{mistakes}");
         let text = mistakes.to_string();
-        for name in
-            ["--admin-listen", "--kube-apiserver", "--log-format", "--threads", "--instance", "HTTPS_PROXY"]
-        {
+        for name in [
+            "--admin-listen",
+            "--kube-apiserver",
+            "--log-format",
+            "--threads",
+            "--tunnels",
+            "--instance",
+            "HTTPS_PROXY",
+        ] {
             assert!(text.contains(name), "{text}");
         }
         assert!(!text.contains("hunter2"), "{text}");

@@ -153,8 +153,17 @@ impl Credentials {
         let state = self.state.load_full().ok_or(StoreError::NotLoaded)?;
         let held = Held { credential, parent: parent.to_owned() };
         let state = State { credential: Some(held), ..State::clone(&state) };
-        self.state.store(Some(Arc::new(state.clone())));
-        self.write(&state).await
+        self.state.store(Some(Arc::new(state)));
+        // Another tunnel may bring one at the same time, and its write may come first. Whoever finds that out writes what
+        // counts now, so that the Secret holds in the end what is in memory.
+        for _ in 0..WRITE_TRIES {
+            let state = self.state.load_full().ok_or(StoreError::NotLoaded)?;
+            self.write(&state).await?;
+            if self.state.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &state)) {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Contended)
     }
 
     /// Renews the credential of the parent that gave the present one.

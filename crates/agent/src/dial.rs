@@ -1,5 +1,9 @@
-//! Keeps a tunnel to the hub: register if need be, dial, serve, and begin again. The only loop that never
+//! Keeps tunnels to the hub: register if need be, dial, serve, and begin again. The only loop that never
 //! gives up. When the hub says that it goes, the next tunnel is opened while the old one finishes.
+//!
+//! Each tunnel has a *lane*, a loop of its own, and each leads to another replica of the hub ([`seats`]). The first lane
+//! alone registers; a further one dials beside an open tunnel, where the hub has as many replicas. As long as one tunnel
+//! is up, the loss of the other is no trouble.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,32 +11,36 @@ use std::time::Duration;
 
 use api::names::attach_path;
 use api::registration::{Credential, connect_path};
+use http::Request;
+use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use runtime::backoff::Backoff;
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
-use tunnel_proto::agent_side::{Connection, connect};
+use tunnel_proto::agent_side::{Connection, connect, decline};
+use tunnel_proto::names::AUTHORITY_AGENT;
 use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
 
 use crate::config::Proxy;
 use crate::credentials::{Credentials, State};
-use crate::limits::{
-    DIAL_FIRST, DIAL_MAX, GATEWAY_TRIES, OLD_TUNNEL_GRACE, OLD_TUNNELS, RETURN_LIVED, RETURN_MAX,
-    RETURN_WINDOW, STOP_GRACE, TUNNEL_LIVED,
-};
+use crate::limits::{GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE};
 use crate::parent::Parent;
 use crate::register::{Outcome, Registration, ask};
 use crate::serve::Service;
 use crate::tasks::Tasks;
 use crate::trouble::{Code, Log, Trouble, chain};
+use pace::{Pace, jittered};
+use seats::{Seat, Seats};
+
+mod pace;
+pub(crate) mod seats;
 
 /// The readiness check for the registration and its credential.
 pub const CHECK_CREDENTIALS: &str = "credentials";
-/// The readiness check for the tunnel.
+/// The readiness check for the tunnels: one is up.
 pub const CHECK_TUNNEL: &str = "tunnel";
 
 /// What the loop needs.
@@ -50,6 +58,8 @@ pub struct Dialer {
     pub instance: String,
     /// Two of its checks are set here.
     pub readiness: Readiness,
+    /// Where the tunnels lead, and how many there may be.
+    pub(crate) seats: Seats,
 }
 
 /// What is tried next to get in.
@@ -64,9 +74,10 @@ enum Way {
     Credential,
 }
 
-/// What stays from one attempt to the next.
+/// What stays from one attempt of a lane to the next.
 #[derive(Debug)]
 struct Course {
+    lane: usize,
     way: Way,
     /// How often the gateway was out of reach, one time after the other.
     gateway_failed: u32,
@@ -75,23 +86,30 @@ struct Course {
 /// What an attempt came to.
 enum Attempt {
     Open(Box<Opened>),
+    /// It led to a replica of the hub that has a tunnel of this agent already, and was given up.
+    SameHub,
     /// The parent has not approved; ask again after this.
     Wait(Trouble, Duration),
 }
 
 /// A tunnel that stands.
-type Opened = (Welcome, Connection<TokioIo<Upgraded>>);
+type Opened = (Welcome, Connection<TokioIo<Upgraded>>, Seat);
 
-/// The tunnels of this process: the present one and old ones that finish their streams.
+/// The tunnels of a lane: the present one and old ones that finish their streams.
 type Tunnels = JoinSet<Result<(), TunnelError>>;
 
 impl Dialer {
     /// Runs until `stop`, then lets open streams finish for [`STOP_GRACE`].
     pub async fn run(self, stop: Stop) {
+        let lanes = (0..MAX_TUNNELS).map(|lane| self.lane(lane, &stop));
+        futures::future::join_all(lanes).await;
+    }
+
+    async fn lane(&self, lane: usize, stop: &Stop) {
         let mut tunnels = Tunnels::new();
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.dial_for_ever(&mut tunnels, &stop) => {}
+            () = self.dial_for_ever(lane, &mut tunnels, stop) => {}
         }
         self.readiness.set(CHECK_TUNNEL, Err("stopping".to_owned()));
         let finished = async { while tunnels.join_next().await.is_some() {} };
@@ -100,64 +118,69 @@ impl Dialer {
         }
     }
 
-    async fn dial_for_ever(&self, tunnels: &mut Tunnels, stop: &Stop) {
-        let mut backoff = Backoff::new(DIAL_FIRST, DIAL_MAX);
-        let mut hurry = Backoff::new(DIAL_FIRST, RETURN_MAX);
-        let mut lost_at: Option<Instant> = None;
+    async fn dial_for_ever(&self, lane: usize, tunnels: &mut Tunnels, stop: &Stop) {
+        let mut pace = Pace::new();
         let mut log = Log::default();
-        let mut course = Course { way: Way::Usual, gateway_failed: 0 };
+        let mut course = Course { lane, way: Way::Usual, gateway_failed: 0 };
         let tasks = Tasks::default();
         loop {
-            let trouble = match self.attempt(&mut course, &tasks).await {
+            self.seats.wanted(lane).await;
+            let pause = match self.attempt(&mut course, &tasks).await {
                 Ok(Attempt::Open(opened)) => {
                     log.clear();
                     course.way = Way::Usual;
-                    let (welcome, connection) = *opened;
                     let began = Instant::now();
-                    let lost = self.serve(tunnels, welcome, connection, stop).await;
-                    if began.elapsed() >= TUNNEL_LIVED {
-                        backoff.reset();
-                    }
-                    if began.elapsed() >= RETURN_LIVED {
-                        lost_at = Some(Instant::now());
-                        hurry.reset();
-                    }
-                    lost
+                    let lost = self.serve(lane, tunnels, *opened, stop).await;
+                    pace.ended(began.elapsed(), Instant::now());
+                    self.note(lane, &mut log, &lost);
+                    pace.after_trouble(Instant::now())
+                }
+                Ok(Attempt::SameHub) => {
+                    self.service.metrics.met_the_same_hub();
+                    pace.after_same_hub()
                 }
                 Ok(Attempt::Wait(trouble, after)) => {
-                    self.note(&mut log, &trouble);
+                    self.note(lane, &mut log, &trouble);
                     tokio::select! {
                         () = sleep(jittered(after)) => {}
                         () = Registration::changed(&self.registration_dir) => {}
                     }
                     continue;
                 }
-                Err(trouble) => trouble,
+                Err(trouble) => {
+                    self.note(lane, &mut log, &trouble);
+                    pace.after_trouble(Instant::now())
+                }
             };
-            self.note(&mut log, &trouble);
-            let delay = match lost_at {
-                Some(lost_at) if lost_at.elapsed() < RETURN_WINDOW => hurry.delay(),
-                _ => backoff.delay(),
-            };
-            sleep(delay).await;
+            self.rest(lane, pause, &mut pace).await;
+        }
+    }
+
+    /// Waits so long; beside an open tunnel only until that is lost, too: then people wait.
+    async fn rest(&self, lane: usize, pause: Duration, pace: &mut Pace) {
+        if !self.seats.another_is_open(lane) {
+            return sleep(pause).await;
+        }
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = self.seats.alone(lane) => {
+                pace.hurry_from(Instant::now());
+                sleep(pace.after_trouble(Instant::now())).await;
+            }
         }
     }
 
     /// Serves a tunnel until it is lost or the hub says that it goes; tells why it is no longer the present
     /// one.
-    async fn serve(
-        &self,
-        tunnels: &mut Tunnels,
-        welcome: Welcome,
-        connection: Connection<TokioIo<Upgraded>>,
-        stop: &Stop,
-    ) -> Trouble {
+    async fn serve(&self, lane: usize, tunnels: &mut Tunnels, opened: Opened, stop: &Stop) -> Trouble {
+        let (welcome, connection, seat) = opened;
         tracing::info!(
             tunnel = welcome.tunnel_id,
             hub = welcome.hub_id,
             version = welcome.hub_version,
             "connected"
         );
+        seat.open();
         self.readiness.set(CHECK_TUNNEL, Ok(()));
         let leave = Stop::new();
         let mine = tunnels.spawn(self.drive(connection, leave.clone(), stop.clone())).id();
@@ -168,7 +191,9 @@ impl Dialer {
                 return Trouble::new(Code::Lost, "the hub is going away");
             }
         };
-        self.readiness.set(CHECK_TUNNEL, Err("not connected".to_owned()));
+        if !self.seats.another_is_open(lane) {
+            self.readiness.set(CHECK_TUNNEL, Err("not connected".to_owned()));
+        }
         match ended {
             Ok(()) => Trouble::new(Code::Lost, "the hub closed the tunnel in order"),
             Err(error) => Trouble::new(Code::Lost, format!("the tunnel was lost: {}", chain(&error))),
@@ -181,7 +206,7 @@ impl Dialer {
         leave: Stop,
         stop: Stop,
     ) -> impl Future<Output = Result<(), TunnelError>> + Send + use<> {
-        let service = Arc::clone(&self.service);
+        let (service, seats) = (Arc::clone(&self.service), self.seats.clone());
         let open = service.metrics.tunnel();
         async move {
             let left = leave.clone();
@@ -192,7 +217,12 @@ impl Dialer {
                     () = async { left.cancelled().await; sleep(OLD_TUNNEL_GRACE).await } => {}
                 }
             };
-            let answer = move |request| Arc::clone(&service).answer(leave.clone(), request);
+            let answer = move |request: Request<Incoming>| {
+                if let Some(replicas) = told_replicas(&request) {
+                    seats.heard(replicas);
+                }
+                Arc::clone(&service).answer(leave.clone(), request)
+            };
             let ended = connection.serve(answer, finish).await;
             drop(open);
             ended
@@ -205,6 +235,12 @@ impl Dialer {
         let parent = Parent::new(&registration.parent_url, &registration.ca, &self.proxy)?;
         let credential = match usable(&state, &registration, course.way) {
             Some(credential) => credential,
+            None if course.lane > 0 => {
+                return Err(Trouble::new(
+                    Code::Refused,
+                    "the credential has ended; it is for the first tunnel to get another",
+                ));
+            }
             None => match ask(&registration, &state, &parent, tasks).await {
                 Ok(Outcome::Approved(credential)) => {
                     tracing::info!(cluster = registration.cluster_name, expires = %credential.expires, "registered");
@@ -236,10 +272,13 @@ impl Dialer {
         self.readiness.set(CHECK_CREDENTIALS, Ok(()));
         let opened = self.open(course, &registration, &parent, &state, &credential, tasks);
         match Box::pin(opened).await {
-            Ok(opened) => Ok(Attempt::Open(Box::new(opened))),
+            Ok(Some(opened)) => Ok(Attempt::Open(Box::new(opened))),
+            Ok(None) => Ok(Attempt::SameHub),
             Err(trouble) => {
-                if trouble.code == Code::Refused {
+                if trouble.code == Code::Refused && course.lane == 0 {
                     course.way = Way::Register;
+                }
+                if trouble.code == Code::Refused && !self.seats.another_is_open(course.lane) {
                     self.readiness.set(CHECK_CREDENTIALS, Err(trouble.to_string()));
                 }
                 Err(trouble)
@@ -247,7 +286,8 @@ impl Dialer {
         }
     }
 
-    /// A tunnel through the gateway, if there is one and it can be reached, else through the parent's API server.
+    /// A tunnel through the gateway, if there is one and it can be reached, else through the parent's API server. `None`
+    /// if it led to a replica that has one already.
     async fn open(
         &self,
         course: &mut Course,
@@ -256,12 +296,13 @@ impl Dialer {
         state: &State,
         credential: &Credential,
         tasks: &Tasks,
-    ) -> Result<Opened, Trouble> {
-        let through_parent = self.tunnel(parent, attach_path(&state.cluster), state, credential, tasks);
+    ) -> Result<Option<Opened>, Trouble> {
+        let through_parent =
+            self.tunnel(course.lane, parent, attach_path(&state.cluster), state, credential, tasks);
         let Some(gateway) = &registration.gateway else { return through_parent.await };
         let at_gateway = async {
             let gateway = Parent::new(&gateway.url, &gateway.ca, &self.proxy)?;
-            self.tunnel(&gateway, connect_path(&state.cluster), state, credential, tasks).await
+            self.tunnel(course.lane, &gateway, connect_path(&state.cluster), state, credential, tasks).await
         };
         let trouble = match at_gateway.await {
             Ok(opened) => {
@@ -303,16 +344,21 @@ impl Dialer {
 
     async fn tunnel(
         &self,
+        lane: usize,
         door: &Parent,
         path: String,
         state: &State,
         credential: &Credential,
         tasks: &Tasks,
-    ) -> Result<Opened, Trouble> {
-        let io = door.websocket(&path, &credential.token, tasks).await?;
+    ) -> Result<Option<Opened>, Trouble> {
+        let (io, replica) = door.websocket(&path, &credential.token, tasks).await?;
+        let Some(seat) = self.seats.take(lane, &replica) else {
+            decline(io, "this agent has a tunnel here already").await;
+            return Ok(None);
+        };
         let mut hello = Hello::new(state.cluster.as_str(), &self.instance, crate::VERSION);
         hello.credential_expires = Some(credential.expires);
-        connect(io, &hello).await.map_err(|error| {
+        let opened = connect(io, &hello).await.map_err(|error| {
             let code = match &error {
                 TunnelError::Refused(refusal) if refusal.reason == RefusalReason::Draining => Code::HubDown,
                 TunnelError::Refused(_) | TunnelError::Hello(_) | TunnelError::NotHttp2 => Code::Hello,
@@ -323,12 +369,20 @@ impl Dialer {
                 | TunnelError::DrainTimeout => Code::Lost,
             };
             Trouble::new(code, chain(&error))
-        })
+        });
+        opened.map(|(welcome, connection)| Some((welcome, connection, seat)))
     }
 
-    fn note(&self, log: &mut Log, trouble: &Trouble) {
+    fn note(&self, lane: usize, log: &mut Log, trouble: &Trouble) {
+        let reached = self.seats.another_is_open(lane);
+        if reached && trouble.code == Code::Lost {
+            return tracing::info!(reason = %trouble.message, "one tunnel less; another one stands");
+        }
         self.service.metrics.trouble(trouble.code);
         log.report(trouble);
+        if reached {
+            return;
+        }
         let check = match trouble.code {
             Code::Registration | Code::Denied | Code::Pending | Code::Refused | Code::Child => {
                 CHECK_CREDENTIALS
@@ -377,9 +431,10 @@ async fn ended(tunnels: &mut Tunnels, mine: Id) -> Result<(), TunnelError> {
     }
 }
 
-/// Between three quarters of it and all of it, so that many that wait do not ask together.
-fn jittered(delay: Duration) -> Duration {
-    delay.mul_f64(1.0 - rand::random::<f64>() / 4.0)
+/// How many replicas there are, where the hub tells the agent so beside a question of its own.
+fn told_replicas(request: &Request<Incoming>) -> Option<usize> {
+    let to_agent = request.uri().authority().is_some_and(|authority| authority.as_str() == AUTHORITY_AGENT);
+    to_agent.then(|| seats::count(request.headers())).flatten()
 }
 
 #[cfg(test)]

@@ -130,6 +130,19 @@ pub const TUNNEL_LIVED: Duration = Duration::from_secs(30);
 /// So often the gateway may be out of reach, one time after the other, before the tunnel goes through the parent's API
 /// server instead: about ten seconds, in which a hub that is restarted is back. From then on each try asks both.
 pub const GATEWAY_TRIES: u32 = 3;
+/// Tunnels of one process, to as many different replicas of the hub. Two live through the loss of any one replica; each
+/// more costs every hub a connection of every agent (about 100 KiB) and outlives only what kills two replicas at once.
+pub const MAX_TUNNELS: usize = 2;
+/// Connections to the hub are spread at random, so a second tunnel meets the replica that has the first one as often as
+/// not: with two replicas the second try is the one that succeeds, on average. Pauses are drawn below this, then twice
+/// as much each time.
+pub const SAME_HUB_FIRST: Duration = Duration::from_millis(250);
+/// After so many such tries, less than half a minute in all, something holds this agent to one replica (a replica that
+/// is counted and gone, a load balancer that remembers callers), and trying in a hurry does not help: 1.6 % of agents
+/// come here by bad luck alone.
+pub const SAME_HUB_TRIES: u32 = 6;
+/// From then on it tries so often, up to a quarter sooner: two or three times a minute.
+pub const SAME_HUB_REST: Duration = Duration::from_secs(30);
 /// Old tunnels that may finish their streams beside the new one.
 pub const OLD_TUNNELS: usize = 4;
 /// For how long they may.

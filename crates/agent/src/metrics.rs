@@ -18,6 +18,7 @@ pub struct Metrics {
     answers: Family<Answer, Counter>,
     tunnels: Gauge,
     opened: Counter,
+    same_hub: Counter,
     troubles: Family<Kind, Counter>,
     refusals: Family<Refusal, Counter>,
 }
@@ -51,6 +52,11 @@ impl Metrics {
         registry.register("tunnels", "Tunnels that are open now", metrics.tunnels.clone());
         registry.register("tunnels_opened", "Tunnels that were opened", metrics.opened.clone());
         registry.register(
+            "tunnels_same_hub",
+            "Tries for a second tunnel that met the hub replica which has the first, and were given up",
+            metrics.same_hub.clone(),
+        );
+        registry.register(
             "troubles",
             "Failures to register or to open a tunnel, by code",
             metrics.troubles.clone(),
@@ -74,6 +80,10 @@ impl Metrics {
 
     pub(crate) fn refused(&self, rule: Rule) {
         self.refusals.get_or_create(&Refusal { rule: rule.as_str() }).inc();
+    }
+
+    pub(crate) fn met_the_same_hub(&self) {
+        self.same_hub.inc();
     }
 
     /// Counts a tunnel as open until the guard is dropped.

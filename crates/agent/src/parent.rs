@@ -26,6 +26,7 @@ use tunnel_proto::opening::{check_upgrade_answer, new_key, upgrade_headers};
 
 use crate::account::message_of;
 use crate::config::{Address, Proxy, parse_https};
+use crate::dial::seats::Replica;
 use crate::limits::{
     ANSWER_HEADER_LINES, PARENT_ADDRESSES, PARENT_ANSWER_TIMEOUT, PARENT_CONNECT_TIMEOUT,
     REGISTRATION_ANSWER, SEND_BUFFER, UNSENT,
@@ -75,16 +76,16 @@ impl Parent {
         Ok(Self { address, prefix, name, tls: Arc::new(tls), proxy })
     }
 
-    /// Opens a WebSocket at `path` with this token.
+    /// Opens a WebSocket at `path` with this token, and tells at which replica of the hub it ends.
     ///
     /// # Errors
     /// Where it failed, and how.
-    pub async fn websocket(
+    pub(crate) async fn websocket(
         &self,
         path: &str,
         token: &Secret,
         tasks: &Tasks,
-    ) -> Result<TokioIo<Upgraded>, Trouble> {
+    ) -> Result<(TokioIo<Upgraded>, Replica), Trouble> {
         let key = new_key();
         let mut headers =
             upgrade_headers(&key).map_err(|error| Trouble::new(Code::Upgrade, error.to_string()))?;
@@ -98,9 +99,10 @@ impl Parent {
         }
         check_upgrade_answer(&key, answer.status(), answer.headers())
             .map_err(|error| Trouble::new(Code::Upgrade, error.to_string()))?;
+        let replica = Replica::of(answer.headers());
         let upgraded = hyper::upgrade::on(&mut answer);
         let upgraded = upgraded.await.map_err(|error| Trouble::new(Code::Upgrade, chain(&error)))?;
-        Ok(TokioIo::new(upgraded))
+        Ok((TokioIo::new(upgraded), replica))
     }
 
     /// Sends a registration with this token.

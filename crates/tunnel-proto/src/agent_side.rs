@@ -15,8 +15,9 @@ use crate::{
     Body, TunnelError,
     hello::{Hello, Welcome, parse_answer},
     limits::{
-        CONNECTION_WINDOW, DRAIN_MAX, HELLO_MAX, HELLO_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-        MAX_FRAME_SIZE, MAX_HEADER_LIST, MAX_PENDING_RESETS, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW,
+        CLOSE_WAIT, CONNECTION_WINDOW, DRAIN_MAX, HELLO_MAX, HELLO_TIMEOUT, KEEP_ALIVE_INTERVAL,
+        KEEP_ALIVE_TIMEOUT, MAX_FRAME_SIZE, MAX_HEADER_LIST, MAX_PENDING_RESETS, MAX_STREAMS, SEND_BUFFER,
+        STREAM_WINDOW,
     },
     tasks::{Starter, Tasks},
     websocket::{Side, WebSocketIo},
@@ -54,6 +55,17 @@ where
             Err(TunnelError::HelloTimeout)
         }
     }
+}
+
+/// Lets go of an upgraded connection before the hello, in order: the hub enters no tunnel for it. Takes no longer than
+/// [`CLOSE_WAIT`], whatever the hub does.
+pub async fn decline<S>(io: S, reason: &'static str)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut io = WebSocketIo::new(io, Side::Agent).await;
+    // One that does not take the close finds a broken connection instead.
+    let _ = timeout(CLOSE_WAIT, io.close(CloseCode::Normal, reason)).await;
 }
 
 impl<S> Connection<S>

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tunnel_proto::Body;
 use tunnel_proto::hub_side::{Tunnel, accept, upgrade_response};
@@ -16,7 +18,7 @@ use super::*;
 use crate::config::{CommandLine, Environment, Settings};
 use crate::serve::full;
 use crate::testing::{CLUSTER, Child, Server, text};
-use tunnel_proto::names::PATH_GOAWAY;
+use tunnel_proto::names::{HEADER_HUB_INSTANCE, HEADER_HUB_REPLICAS, PATH_GOAWAY, PATH_STATUS};
 
 /// How long anything may take in these tests; the agent's own first delay is up to a second.
 const SOON: Duration = Duration::from_secs(20);
@@ -28,7 +30,13 @@ struct Hub {
     results: Arc<Mutex<VecDeque<&'static str>>>,
     /// The token that is good now.
     token: Arc<Mutex<String>>,
-    tunnels: mpsc::UnboundedSender<(Tunnel, Hello)>,
+    tunnels: mpsc::UnboundedSender<(Tunnel, Hello, &'static str)>,
+    /// Where the dials to come lead; after them all to hub-a.
+    places: Arc<Mutex<VecDeque<&'static str>>>,
+    /// How many replicas it says it has; 0 as a hub that knows nothing of them.
+    replicas: Arc<AtomicU16>,
+    /// Connections that were given up before the hello.
+    declined: Arc<AtomicUsize>,
     /// Which doors were tried for a tunnel.
     doors: Arc<Mutex<Vec<&'static str>>>,
     registered: Arc<Mutex<Vec<String>>>,
@@ -62,14 +70,25 @@ impl Hub {
         }
         let on = hyper::upgrade::on(&mut request);
         let (head, _) = request.into_parts();
-        let answer = upgrade_response(&head).unwrap();
+        let mut answer = upgrade_response(&head).unwrap();
+        let place = self.places.lock().unwrap().pop_front().unwrap_or("hub-a");
+        let replicas = self.replicas.load(Relaxed);
+        if replicas > 0 {
+            answer.headers_mut().insert(HEADER_HUB_INSTANCE, http::HeaderValue::from_static(place));
+            answer.headers_mut().insert(HEADER_HUB_REPLICAS, replicas.into());
+        }
         let (tasks, tunnels) = (Arc::clone(&self.tasks), self.tunnels.clone());
+        let declined = Arc::clone(&self.declined);
         self.tasks.spawn(async move {
             let io = TokioIo::new(on.await.unwrap());
             let accepted = accept(io, |hello| Welcome::answering(hello, "t", "h", "0.1.0")).await;
+            if matches!(accepted, Err(TunnelError::ClosedInHello)) {
+                declined.fetch_add(1, Relaxed);
+                return;
+            }
             let (hello, tunnel, driver) = accepted.unwrap();
             tasks.spawn(async move { drop(driver.await) });
-            tunnels.send((tunnel, hello)).unwrap();
+            tunnels.send((tunnel, hello, place)).unwrap();
         });
         answer.map(|()| full(bytes::Bytes::new()))
     }
@@ -77,10 +96,11 @@ impl Hub {
 
 struct World {
     hub: Hub,
-    tunnels: mpsc::UnboundedReceiver<(Tunnel, Hello)>,
+    tunnels: mpsc::UnboundedReceiver<(Tunnel, Hello, &'static str)>,
     child: Child,
     stop: Stop,
     agent: JoinSet<anyhow::Result<()>>,
+    admin: u16,
     _servers: (Server, Server, Server),
 }
 
@@ -92,15 +112,22 @@ const GONE: &str = "a gateway that is not there";
 
 impl World {
     async fn start(results: &[&'static str]) -> Self {
-        Self::start_with(results, None).await
+        Self::start_with(results, None, (&[], 0)).await
     }
 
-    async fn start_with(results: &[&'static str], gateway: Option<&'static str>) -> Self {
+    async fn start_with(
+        results: &[&'static str],
+        gateway: Option<&'static str>,
+        (places, replicas): (&[&'static str], u16),
+    ) -> Self {
         let (sender, tunnels) = mpsc::unbounded_channel();
         let hub = Hub {
             results: Arc::new(Mutex::new(results.iter().copied().collect())),
             token: Arc::new(Mutex::new("credential-1".to_owned())),
             tunnels: sender,
+            places: Arc::new(Mutex::new(places.iter().copied().collect())),
+            replicas: Arc::new(replicas.into()),
+            declined: Arc::default(),
             doors: Arc::default(),
             registered: Arc::default(),
             tasks: Arc::default(),
@@ -135,10 +162,11 @@ impl World {
         ] {
             parent.scratch.file(name, content);
         }
+        let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let line = <CommandLine as clap::Parser>::try_parse_from([
             "towline-agent".to_owned(),
             format!("--registration-dir={}", parent.scratch.0.display()),
-            "--admin-listen=127.0.0.1:0".to_owned(),
+            format!("--admin-listen=127.0.0.1:{admin}"),
             format!("--kube-apiserver=https://127.0.0.1:{}", api.port),
             format!("--kube-ca-file={}", api.ca_file().display()),
             format!("--token-file={}", api.scratch.file("token", "agent-token").display()),
@@ -149,11 +177,42 @@ impl World {
         let stop = Stop::new();
         let mut agent = JoinSet::new();
         agent.spawn(crate::app::run(settings, stop.clone()));
-        Self { hub, tunnels, child, stop, agent, _servers: (parent, api, door) }
+        Self { hub, tunnels, child, stop, agent, admin, _servers: (parent, api, door) }
     }
 
     async fn tunnel(&mut self) -> (Tunnel, Hello) {
-        timeout(SOON, self.tunnels.recv()).await.unwrap().unwrap()
+        let (tunnel, hello, _) = timeout(SOON, self.tunnels.recv()).await.unwrap().unwrap();
+        (tunnel, hello)
+    }
+
+    /// The next tunnel, and the replica that it leads to.
+    async fn tunnel_at(&mut self) -> (&'static str, Tunnel) {
+        let (tunnel, _, place) = timeout(SOON, self.tunnels.recv()).await.unwrap().unwrap();
+        (place, tunnel)
+    }
+
+    /// Whether this check of the agent is good, as its probe says.
+    async fn is_ready(&self, check: &str) -> bool {
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", self.admin)).await.unwrap();
+        let asked = format!("GET /readyz/{check} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        socket.write_all(asked.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer.starts_with("HTTP/1.1 200")
+    }
+
+    /// Two tunnels, to hub-a and hub-b.
+    async fn with_two_tunnels() -> (Self, Tunnel, Tunnel) {
+        let mut world = Self::start_at(&["hub-a", "hub-b"], 2).await;
+        let (first, a) = world.tunnel_at().await;
+        let (second, b) = world.tunnel_at().await;
+        assert_eq!((first, second), ("hub-a", "hub-b"));
+        (world, a, b)
+    }
+
+    /// A hub of so many replicas, which are met in this order.
+    async fn start_at(places: &[&'static str], replicas: u16) -> Self {
+        Self::start_with(&[], None, (places, replicas)).await
     }
 
     async fn end(mut self) {
@@ -228,6 +287,164 @@ async fn a_hub_that_sends_the_agent_away_for_ever_gets_a_bounded_number_of_tunne
 }
 
 #[tokio::test]
+async fn two_replicas_of_the_hub_get_a_tunnel_each() {
+    let (mut world, a, b) = World::with_two_tunnels().await;
+    for tunnel in [&a, &b] {
+        assert_eq!(status_of(tunnel, http::Method::GET, PATH_STATUS).await, 200);
+    }
+    assert!(world.is_ready(CHECK_TUNNEL).await);
+    assert_eq!(world.hub.registered.lock().unwrap().len(), 1);
+    let third = timeout(Duration::from_secs(2), world.tunnels.recv()).await;
+    assert!(third.is_err(), "no more than two");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_does_not_speak_of_replicas_gets_one_tunnel() {
+    for (places, replicas) in [(&["hub-a", "hub-b"], 0), (&["hub-a", "hub-b"], 1)] {
+        let mut world = World::start_at(places, replicas).await;
+        let _tunnel = world.tunnel().await;
+        let second = timeout(Duration::from_secs(2), world.tunnels.recv()).await;
+        assert!(second.is_err(), "{replicas}");
+        assert_eq!(world.hub.doors.lock().unwrap().len(), 1, "{replicas}: it dialled again");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_tunnel_to_the_same_replica_is_given_up_in_order_and_tried_again() {
+    let mut world = World::start_at(&["hub-a", "hub-a", "hub-a", "hub-b"], 2).await;
+    let (first, a) = world.tunnel_at().await;
+    let (second, _b) = world.tunnel_at().await;
+    assert_eq!((first, second), ("hub-a", "hub-b"));
+    assert_eq!(world.hub.declined.load(Relaxed), 2, "each was closed before its hello");
+    assert_eq!(status_of(&a, http::Method::GET, PATH_STATUS).await, 200);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_meets_one_replica_all_the_time_dials_less_and_less_often() {
+    let mut world = World::start_at(&[], 2).await;
+    let (_, a) = world.tunnel_at().await;
+    let tried = || world.hub.doors.lock().unwrap().len() - 1;
+    pass(Duration::from_secs(60)).await;
+    let first = tried();
+    // Six in the first seconds, then one every half a minute or a little less. A slow machine makes them fewer: its real
+    // time does not count here.
+    assert!((1..=10).contains(&first), "{first} in the first minute");
+    pass(Duration::from_secs(300)).await;
+    let then = tried() - first;
+    assert!((1..=20).contains(&then), "{then} in five minutes");
+    assert_eq!(status_of(&a, http::Method::GET, PATH_STATUS).await, 200);
+    assert!(world.is_ready(CHECK_TUNNEL).await);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_loss_of_one_of_two_tunnels_is_no_loss_and_it_comes_back() {
+    for lost_first in [true, false] {
+        let (mut world, a, b) = World::with_two_tunnels().await;
+        let (lost, stays, place) = if lost_first { (a, b, "hub-a") } else { (b, a, "hub-b") };
+        // Once to the one that it still has, then to the other one.
+        let other = if lost_first { "hub-b" } else { "hub-a" };
+        world.hub.places.lock().unwrap().extend([other, place]);
+        lost.close();
+        let mut back = Box::pin(world.tunnels.recv());
+        // Until it is back, the agent is reached and calls itself so.
+        let again = loop {
+            let asked = async { status_of(&stays, http::Method::GET, PATH_STATUS).await };
+            tokio::select! {
+                again = &mut back => break again.unwrap(),
+                code = asked => assert_eq!(code, 200),
+            }
+        };
+        drop(back);
+        assert_eq!(again.2, place);
+        assert!(world.is_ready(CHECK_TUNNEL).await);
+        assert_eq!(world.hub.registered.lock().unwrap().len(), 1);
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_ready_with_one_of_two_tunnels_and_not_without_any() {
+    let (mut world, a, b) = World::with_two_tunnels().await;
+    // Nobody is let in until the end of this test.
+    *world.hub.token.lock().unwrap() = "another".to_owned();
+    world.hub.results.lock().unwrap().extend(["401"; 100]);
+    a.close();
+    let tries = async {
+        while world.hub.doors.lock().unwrap().len() < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, tries).await.unwrap();
+    assert!(world.is_ready(CHECK_TUNNEL).await && world.is_ready(CHECK_CREDENTIALS).await);
+    b.close();
+    let unready = async {
+        while world.is_ready(CHECK_TUNNEL).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, unready).await.unwrap();
+    *world.hub.token.lock().unwrap() = "credential-1".to_owned();
+    let _tunnel = world.tunnel().await;
+    let ready = async {
+        while !world.is_ready(CHECK_TUNNEL).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, ready).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_grows_gets_a_second_tunnel_without_a_restart() {
+    let mut world = World::start_at(&["hub-a", "hub-b"], 1).await;
+    let (first, a) = world.tunnel_at().await;
+    world.hub.replicas.store(2, Relaxed);
+    let mut request = Request::new(full(bytes::Bytes::new()));
+    *request.uri_mut() =
+        tunnel_uri(AUTHORITY_AGENT, http::uri::PathAndQuery::from_static(PATH_STATUS)).unwrap();
+    request.headers_mut().insert(HEADER_HUB_REPLICAS, 2_u16.into());
+    assert_eq!(a.send(request).await.unwrap().status(), 200);
+    let (second, _b) = world.tunnel_at().await;
+    assert_eq!((first, second), ("hub-a", "hub-b"));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_leaves_is_replaced_and_the_other_tunnel_stays() {
+    let (mut world, a, b) = World::with_two_tunnels().await;
+    world.hub.places.lock().unwrap().extend(["hub-b", "hub-c"]);
+    assert_eq!(status_of(&a, http::Method::POST, PATH_GOAWAY).await, 204);
+    let (third, c) = world.tunnel_at().await;
+    assert_eq!(third, "hub-c");
+    for tunnel in [&a, &b, &c] {
+        assert_eq!(status_of(tunnel, http::Method::GET, PATH_STATUS).await, 200);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_credential_that_came_through_one_tunnel_opens_the_other_one() {
+    let (mut world, a, b) = World::with_two_tunnels().await;
+    let renewed = json!({ "token": "credential-2", "expires": "2100-01-01T00:00:00Z" });
+    let mut request = Request::new(full(renewed.to_string().into()));
+    *request.method_mut() = http::Method::PUT;
+    *request.uri_mut() =
+        tunnel_uri(AUTHORITY_AGENT, http::uri::PathAndQuery::from_static("/v1/credential")).unwrap();
+    assert_eq!(a.send(request).await.unwrap().status(), 204);
+    *world.hub.token.lock().unwrap() = "credential-2".to_owned();
+    world.hub.places.lock().unwrap().extend(["hub-b"]);
+    b.close();
+    assert_eq!(world.tunnel_at().await.0, "hub-b");
+    assert_eq!(world.hub.registered.lock().unwrap().len(), 1);
+    assert_eq!(world.child.stored.lock().unwrap()["data"]["token"], "Y3JlZGVudGlhbC0y");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_refused_credential_is_replaced_through_the_invitation() {
     let mut world = World::start(&["Approved", "401", "Approved"]).await;
     let (first, _) = world.tunnel().await;
@@ -242,7 +459,7 @@ async fn a_refused_credential_is_replaced_through_the_invitation() {
 
 #[tokio::test]
 async fn an_agent_that_was_told_of_a_gateway_opens_its_tunnel_there() {
-    let mut world = World::start_with(&[], Some(SERVES)).await;
+    let mut world = World::start_with(&[], Some(SERVES), (&[], 0)).await;
     let (first, _) = world.tunnel().await;
     assert_eq!(status_of(&first, http::Method::GET, "/v1/status").await, 200);
     first.close();
@@ -254,7 +471,7 @@ async fn an_agent_that_was_told_of_a_gateway_opens_its_tunnel_there() {
 
 #[tokio::test]
 async fn a_gateway_that_cannot_be_reached_is_left_for_the_parent() {
-    let mut world = World::start_with(&[], Some(GONE)).await;
+    let mut world = World::start_with(&[], Some(GONE), (&[], 0)).await;
     let (tunnel, _) = world.tunnel().await;
     assert_eq!(status_of(&tunnel, http::Method::GET, "/v1/status").await, 200);
     assert_eq!(*world.hub.doors.lock().unwrap(), [PARENT]);
@@ -263,7 +480,7 @@ async fn a_gateway_that_cannot_be_reached_is_left_for_the_parent() {
 
 #[tokio::test]
 async fn a_gateway_that_refuses_makes_no_agent_register_again() {
-    let mut world = World::start_with(&[], Some(REFUSES)).await;
+    let mut world = World::start_with(&[], Some(REFUSES), (&[], 0)).await;
     world.tunnel().await;
     assert_eq!(*world.hub.doors.lock().unwrap(), [REFUSES, PARENT]);
     assert_eq!(world.hub.registered.lock().unwrap().len(), 1);

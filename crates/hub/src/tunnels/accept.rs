@@ -132,6 +132,10 @@ async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: 
     }
     let (hello, tunnel, driver) = match accepted {
         Ok(accepted) => accepted,
+        // It has a tunnel here already, and wants one at each of two replicas.
+        Err(error @ TunnelError::ClosedInHello) => {
+            return tracing::debug!(error = %chain(&error), "a tunnel was not opened");
+        }
         Err(error) => return tracing::warn!(error = %chain(&error), "a tunnel was not opened"),
     };
     let live = Arc::new(Live {
