@@ -43,7 +43,7 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
         Arc::new(Upstream::new(&settings.apiserver, settings.ca_file).context("--kube-apiserver")?);
     let agent = Account::new(Arc::clone(&upstream), Bearer::File(settings.token_file));
     let impersonator = Arc::new(Impersonator::new(agent.clone()));
-    let credentials = Arc::new(Credentials::new(agent.clone()));
+    let credentials = Arc::new(Credentials::new(agent.clone(), &settings.instance));
     let policy = Arc::new(InForce::unread().counting(metrics.clone()));
     let service = Arc::new(Service::new(
         upstream,

@@ -24,6 +24,9 @@ const CLUSTER_ID: &str = "cluster-id";
 const TOKEN: &str = "token";
 const EXPIRES: &str = "expires";
 const PARENT_URL: &str = "parentURL";
+/// Annotation: the process that started last and wants to serve this cluster. Who can write it is in this cluster, and a
+/// copy of the cluster has a Secret of its own.
+const SUCCESSOR: &str = "access.towline.io/agent";
 
 /// What the agent is and has.
 #[derive(Debug, Clone)]
@@ -79,6 +82,8 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Credentials {
     agent: Account,
+    /// This process.
+    instance: String,
     state: ArcSwapOption<State>,
 }
 
@@ -97,9 +102,9 @@ fn path() -> String {
 }
 
 impl Credentials {
-    /// Reads nothing yet.
-    pub fn new(agent: Account) -> Self {
-        Self { agent, state: ArcSwapOption::empty() }
+    /// Of this process. Reads nothing yet.
+    pub fn new(agent: Account, instance: &str) -> Self {
+        Self { agent, instance: instance.to_owned(), state: ArcSwapOption::empty() }
     }
 
     /// What the agent is and has. At first use it reads the Secret, and makes and stores a key if there is
@@ -136,9 +141,38 @@ impl Credentials {
             key = %state.key.fingerprint(),
             "this agent's key; compare with: kubectl get clsrr (in the parent) before approving"
         );
+        if let Err(error) = self.claim().await {
+            // Then it waits until the other one is gone, if there is one.
+            tracing::info!(%error, "this process could not be named as the one that serves from now on");
+        }
         let state = Arc::new(state);
         self.state.store(Some(Arc::clone(&state)));
         Ok(state)
+    }
+
+    /// Says in the Secret that this process wants to serve the cluster, for one that does so already: that one reads it
+    /// when the hub asks. Once, at the start: of two processes the one that was started later serves.
+    async fn claim(&self) -> Result<(), StoreError> {
+        let mut secret: Value = self.agent.get(&path()).await?;
+        let metadata = secret.get_mut("metadata").and_then(Value::as_object_mut).ok_or(StoreError::Form)?;
+        let annotations = metadata.entry("annotations").or_insert(Value::Null);
+        if annotations.is_null() {
+            *annotations = json!({});
+        }
+        let annotations = annotations.as_object_mut().ok_or(StoreError::Form)?;
+        annotations.insert(SUCCESSOR.to_owned(), self.instance.as_str().into());
+        self.agent.put::<Value>(&path(), &secret).await?;
+        Ok(())
+    }
+
+    /// Whether another process of this cluster wants to serve it, as its Secret says now.
+    ///
+    /// # Errors
+    /// It could not be read.
+    pub async fn is_successor(&self, instance: &str) -> Result<bool, AskError> {
+        let secret: Value = self.agent.get(&path()).await?;
+        let named = &secret["metadata"]["annotations"][SUCCESSOR];
+        Ok(instance != self.instance && named.as_str() == Some(instance))
     }
 
     /// Keeps a credential: in memory at once, then in the Secret.
@@ -286,7 +320,7 @@ mod tests {
         let upstream = Upstream::new(&server.address(), server.ca_file()).unwrap();
         let token = Bearer::File(server.scratch.file("token", "agent-token"));
         let account = Account::new(Arc::new(upstream), token);
-        let (late, first) = (Credentials::new(account.clone()), Credentials::new(account));
+        let (late, first) = (Credentials::new(account.clone(), "late"), Credentials::new(account, "first"));
         // Both found no key and made one; the other one was faster to write.
         let cluster: ClusterId = crate::testing::CLUSTER.parse().unwrap();
         let state =

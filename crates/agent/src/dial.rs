@@ -26,7 +26,7 @@ use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
 
 use crate::config::Proxy;
 use crate::credentials::{Credentials, State};
-use crate::limits::{GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE};
+use crate::limits::{GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE, SUCCEEDED_REST};
 use crate::parent::Parent;
 use crate::register::{Outcome, Registration, ask};
 use crate::serve::Service;
@@ -111,6 +111,7 @@ impl Dialer {
             () = stop.cancelled() => {}
             () = self.dial_for_ever(lane, &mut tunnels, stop) => {}
         }
+        self.service.stopping.cancel();
         self.readiness.set(CHECK_TUNNEL, Err("stopping".to_owned()));
         let finished = async { while tunnels.join_next().await.is_some() {} };
         if timeout(STOP_GRACE, finished).await.is_err() {
@@ -124,6 +125,11 @@ impl Dialer {
         let mut course = Course { lane, way: Way::Usual, gateway_failed: 0 };
         let tasks = Tasks::default();
         loop {
+            if self.service.succeeded.is_cancelled() {
+                let why = "another process of this agent has taken over";
+                self.readiness.set(CHECK_TUNNEL, Err(why.to_owned()));
+                sleep(SUCCEEDED_REST).await;
+            }
             self.seats.wanted(lane).await;
             let pause = match self.attempt(&mut course, &tasks).await {
                 Ok(Attempt::Open(opened)) => {

@@ -143,6 +143,14 @@ pub const SAME_HUB_FIRST: Duration = Duration::from_millis(250);
 pub const SAME_HUB_TRIES: u32 = 6;
 /// From then on it tries so often, up to a quarter sooner: two or three times a minute.
 pub const SAME_HUB_REST: Duration = Duration::from_secs(30);
+/// Whether another process is the successor is read from the child's API server, by then. Shorter than the 3 s in which a
+/// hub wants to know whether this one is alive.
+pub const SUCCESSOR_TIME: Duration = Duration::from_secs(2);
+/// A process whose successor has taken over opens no tunnel for so long. It is told to stop long before; if it is not,
+/// and the successor is gone, it serves again.
+pub const SUCCEEDED_REST: Duration = Duration::from_secs(120);
+/// Over so long watches end when the process stops, so that thousands do not begin anew at one moment.
+pub const WATCHES_END_WITHIN: Duration = Duration::from_secs(5);
 /// Old tunnels that may finish their streams beside the new one.
 pub const OLD_TUNNELS: usize = 4;
 /// For how long they may.

@@ -16,19 +16,22 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use runtime::stop::Stop;
+use runtime::watch::{Events, ending_between};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tunnel_proto::Body;
 use tunnel_proto::names::{
     AUTHORITY_AGENT, AUTHORITY_KUBERNETES, HEADER_AGENT_ERROR, PATH_CREDENTIAL, PATH_GOAWAY, PATH_STATUS,
+    PATH_SUCCESSOR,
 };
 use tunnel_proto::upgrade::connect_target;
 
 use crate::credentials::{Credentials, StoreError};
 use crate::impersonate::{self, ImpersonateError, Inbound};
-use crate::limits::{CONTROL_BODY, MAX_REQUESTS, MAX_UPGRADES};
+use crate::limits::{CONTROL_BODY, MAX_REQUESTS, MAX_UPGRADES, SUCCESSOR_TIME, WATCHES_END_WITHIN};
 use crate::metrics::Metrics;
 use crate::policy::in_force::{InForce, NotAdmitted};
-use crate::policy::request_info::RequestInfo;
+use crate::policy::request_info::{RequestInfo, Verb};
 use crate::report::Reporter;
 use crate::tasks::Tasks;
 use crate::tokens::{Impersonator, NoImpersonation};
@@ -49,8 +52,14 @@ pub struct Service {
     pub(crate) policy: Arc<InForce>,
     /// Upgraded streams, which outlive the answer that began them.
     pub(crate) tasks: Tasks,
+    /// Set off when this process stops.
+    pub(crate) stopping: Stop,
+    /// Set off when another process of this agent takes over.
+    pub(crate) succeeded: Stop,
     requests: Arc<Semaphore>,
     upgrades: Arc<Semaphore>,
+    /// Questions about a successor at once: each is one to the child's API server.
+    successors: Semaphore,
 }
 
 impl Service {
@@ -71,6 +80,9 @@ impl Service {
             metrics,
             policy,
             tasks: Tasks::default(),
+            stopping: Stop::new(),
+            succeeded: Stop::new(),
+            successors: Semaphore::new(1),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             upgrades: Arc::new(Semaphore::new(MAX_UPGRADES)),
         }
@@ -145,7 +157,48 @@ impl Service {
         if answer.status() == StatusCode::UNAUTHORIZED && !is_proxied(head.uri.path()) {
             return Err(self.token_refused());
         }
-        Ok(answer.map(|body| holding(until_refused(body, refused), place)))
+        let watched = asked.verb == Verb::Watch;
+        let events = watched.then(|| Events::of_answer(answer.status(), answer.headers())).flatten();
+        Ok(answer.map(|body| {
+            let body = holding(until_refused(body, refused), place);
+            match events {
+                Some(events) => Body::new(ending_between(body, events, Box::pin(self.moved()))),
+                None => body,
+            }
+        }))
+    }
+
+    /// Resolves some moment after this process has begun to stop.
+    fn moved(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopping = self.stopping.clone();
+        async move {
+            stopping.cancelled().await;
+            tokio::time::sleep(WATCHES_END_WITHIN.mul_f64(rand::random())).await;
+        }
+    }
+
+    /// Says whether another process is the successor of this one; if so, this one is done.
+    async fn successor(&self, body: Incoming) -> Result<Response<Body>, Status> {
+        let _one = self.successors.try_acquire().map_err(|_| {
+            Status::new(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, "one such question at a time")
+        })?;
+        let named = Limited::new(body, CONTROL_BODY).collect().await.map(http_body_util::Collected::to_bytes);
+        let named = named.ok().and_then(|named| String::from_utf8(named.to_vec()).ok()).ok_or_else(|| {
+            Status::new(StatusCode::BAD_REQUEST, Reason::BadRequest, "this names no process")
+        })?;
+        match timeout(SUCCESSOR_TIME, self.credentials.is_successor(&named)).await {
+            Ok(Ok(true)) => {
+                tracing::info!(successor = named, "another process of this agent takes over");
+                self.succeeded.cancel();
+                Ok(Response::new(full(named.into())))
+            }
+            Ok(Ok(false)) => {
+                let why = "this process knows of no successor of that name";
+                Err(Status::new(StatusCode::CONFLICT, Reason::Conflict, why))
+            }
+            Ok(Err(error)) => Err(not_now(error.to_string())),
+            Err(_) => Err(not_now(format!("the child did not say so within {SUCCESSOR_TIME:?}"))),
+        }
     }
 
     /// kube-apiserver says 401 to a token, never to a person: to pass it on would tell people that their
@@ -178,7 +231,8 @@ impl Service {
                 leave.cancel();
                 Ok(no_content())
             }
-            (_, PATH_STATUS | PATH_CREDENTIAL | PATH_GOAWAY) => Err(Status::new(
+            (&Method::POST, PATH_SUCCESSOR) => self.successor(request.into_body()).await,
+            (_, PATH_STATUS | PATH_CREDENTIAL | PATH_GOAWAY | PATH_SUCCESSOR) => Err(Status::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 Reason::MethodNotAllowed,
                 "this path of the agent has another method",
@@ -241,7 +295,11 @@ fn from_policy(who: &Identity, asked: &RequestInfo, why: &NotAdmitted) -> Status
 }
 
 fn not_yet(why: &NotAdmitted) -> Status {
-    Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, why.to_string())
+    not_now(why.to_string())
+}
+
+fn not_now(why: String) -> Status {
+    Status::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, why)
 }
 
 async fn credential(body: Incoming) -> Result<Credential, Status> {

@@ -265,9 +265,14 @@ async fn shut_down(hub: Arc<Hub>) -> anyhow::Result<()> {
     // The parent goes on sending until its endpoints have followed the readiness.
     tokio::time::sleep(hub.settings.shutdown_delay).await;
     hub.phases.draining.cancel();
+    let end = tokio::time::Instant::now() + hub.settings.shutdown_grace;
+    // Requests that are on their way still need a tunnel, so those go last.
+    hub.doors.close();
+    let _ = tokio::time::timeout_at(end, hub.doors.wait()).await;
+    hub.phases.closing.cancel();
     hub.streams.close();
     // Whatever is still open then, is cut.
-    let _ = tokio::time::timeout(hub.settings.shutdown_grace, hub.streams.wait()).await;
+    let _ = tokio::time::timeout_at(end, hub.streams.wait()).await;
     hub.phases.cut.cancel();
     hub.streams.wait().await;
     Ok(())

@@ -1,5 +1,6 @@
 //! The two bodies of a request: what the caller sends to a child, and what goes back. Neither is ever
-//! buffered, neither carries trailers across, and one that breaks ends with an error, never as if complete.
+//! buffered, neither carries trailers across, and one that breaks ends with an error, never as if complete. A watch
+//! is complete after each of its events: a hub that stops ends it there, as a kube-apiserver does.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -73,10 +74,13 @@ impl Body for ResponseBody {
         match &mut *self {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Child(incoming, stay) => match next(incoming, cx) {
+                Poll::Pending if stay.poll_moved(cx).is_ready() => Poll::Ready(None),
                 Poll::Pending => stay.poll_ended(cx).map(|why| Some(Err(why.into()))),
                 Poll::Ready(polled) => {
-                    if matches!(polled, Some(Err(_))) {
-                        stay.broke();
+                    match &polled {
+                        Some(Ok(frame)) => stay.passed(frame.data_ref()),
+                        Some(Err(_)) => stay.broke(),
+                        None => {}
                     }
                     Poll::Ready(polled)
                 }

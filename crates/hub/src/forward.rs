@@ -11,12 +11,14 @@ use std::time::Duration;
 use api::identity::Identity;
 use api::names::ClusterId;
 use api::status::{Reason, Status};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header::LOCATION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use runtime::watch::Events;
 use tunnel_proto::names::AUTHORITY_KUBERNETES;
 use tunnel_proto::upgrade::tunnel_uri;
 use tunnel_proto::{Body, SendError};
@@ -31,7 +33,7 @@ use crate::handle::Hub;
 use crate::metrics::InFlight;
 use crate::peers::Refused;
 use crate::refusal::Refusal;
-use crate::request_info::Proxied;
+use crate::request_info::{Proxied, is_watch};
 use crate::route::{self, Target};
 use crate::shares::Place;
 
@@ -77,7 +79,7 @@ pub(crate) async fn send(
     )?;
     let name = cluster.name.as_str();
     event.child(&cluster, child.user());
-    let stay = Stay::begin(hub, name, grant, user)?;
+    let mut stay = Stay::begin(hub, name, grant, user)?;
     let mut outbound = headers::request(
         request.headers(),
         child.to_header()?,
@@ -95,6 +97,7 @@ pub(crate) async fn send(
 
     let (parts, body) = request.into_parts();
     let to_head = parts.method == Method::HEAD;
+    let is_watch = parts.method == Method::GET && is_watch(&proxied.target);
     let body = if carries_nothing(&parts.method, &body) { empty() } else { RequestBody(body).boxed_unsync() };
     let mut onward = Request::new(body);
     *onward.method_mut() = parts.method;
@@ -115,6 +118,9 @@ pub(crate) async fn send(
     if to_head || ends_with_its_head(parts.status) {
         return Ok(Response::from_parts(parts, ResponseBody::empty()));
     }
+    if is_watch && let Some(events) = Events::of_answer(parts.status, &parts.headers) {
+        stay.watch = Some(Watch { events, moved: None });
+    }
     Ok(Response::from_parts(parts, ResponseBody::Child(body, Box::new(stay))))
 }
 
@@ -134,6 +140,14 @@ pub struct Stay {
     grant: Option<Grant>,
     /// Made when the body is first waited for: most answers are there at once, and need no timer.
     lost: Option<BoxFuture<'static, ()>>,
+    /// Of a watch, whose caller goes on elsewhere when this hub stops.
+    watch: Option<Watch>,
+}
+
+struct Watch {
+    events: Events,
+    /// Made when it is first waited for.
+    moved: Option<BoxFuture<'static, ()>>,
 }
 
 impl Stay {
@@ -153,6 +167,7 @@ impl Stay {
             event: Event::default(),
             grant: Some(grant),
             lost: None,
+            watch: None,
         })
     }
 
@@ -171,6 +186,25 @@ impl Stay {
         self.lost = None;
         self.ended("rights", RIGHTS_LOST);
         Poll::Ready(RIGHTS_LOST)
+    }
+
+    /// This much of the answer goes to the caller.
+    pub(crate) fn passed(&mut self, data: Option<&Bytes>) {
+        if let (Some(watch), Some(data)) = (&mut self.watch, data) {
+            watch.events.passed(data);
+        }
+    }
+
+    /// Ready when this hub stops and a watch stands between two events: it ends there, and its caller begins another.
+    pub(crate) fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(watch) = self.watch.as_mut().filter(|watch| watch.events.is_between()) else {
+            return Poll::Pending;
+        };
+        let moved = watch.moved.get_or_insert_with(|| Box::pin(moved(Arc::clone(&self.hub))));
+        ready!(moved.as_mut().poll(cx));
+        self.watch = None;
+        self.ended("stopped", MOVED);
+        Poll::Ready(())
     }
 
     /// Resolves when the caller may not stay any longer.
@@ -194,6 +228,19 @@ impl std::fmt::Debug for Stay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stay").field("event", &self.event).finish_non_exhaustive()
     }
+}
+
+/// Why a watch was ended between two events.
+const MOVED: &str = "this hub is stopping; the watch was ended between two events";
+/// Over so long watches end, and no more than half of the grace: thousands that begin anew at one moment are a burst for
+/// whoever they come to.
+const MOVED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Resolves some moment after the hub has begun to let its callers go.
+pub(crate) async fn moved(hub: Arc<Hub>) {
+    hub.phases.draining.cancelled().await;
+    let within = MOVED_WITHIN.min(hub.settings.shutdown_grace / 2);
+    tokio::time::sleep(within.mul_f64(rand::random())).await;
 }
 
 /// Why an open request was ended although nothing was wrong with it.

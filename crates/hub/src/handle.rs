@@ -59,6 +59,8 @@ pub struct Phases {
     pub stopping: Stop,
     /// No new connections, open ones are asked to go.
     pub draining: Stop,
+    /// Nobody is left at the doors: tunnels take no new streams.
+    pub closing: Stop,
     /// Whatever is still open is cut.
     pub cut: Stop,
 }
@@ -100,6 +102,8 @@ pub struct Hub {
     pub registry: Arc<Registry>,
     /// Flags.
     pub settings: Arc<Settings>,
+    /// Connections at the doors, until they end or become a tunnel or a stream.
+    pub doors: TaskTracker,
     /// Tunnels and open streams, which outlive the connections that they came on.
     pub streams: TaskTracker,
     /// The end.
@@ -134,6 +138,7 @@ impl Hub {
             audit,
             join: Join::new(client, Arc::clone(&settings), Arc::clone(&catalog)),
             documents: Documents::new(),
+            doors: TaskTracker::new(),
             streams: TaskTracker::new(),
             phases: Phases::default(),
             started: Timestamp::now(),

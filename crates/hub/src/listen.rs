@@ -88,7 +88,11 @@ pub async fn serve(
         match accepted {
             Ok((socket, address, place)) => {
                 let (acceptor, hub) = (acceptor.clone(), Arc::clone(&hub));
-                connections.spawn(connection(door, socket, address, place, acceptor, hub));
+                let open = hub.doors.token();
+                connections.spawn(async move {
+                    connection(door, socket, address, place, acceptor, hub).await;
+                    drop(open);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");

@@ -328,6 +328,14 @@ pub(crate) fn deadline(path: &str, query: Option<&str>) -> Option<Duration> {
     Some(asked.filter(|asked| !asked.is_zero()).unwrap_or(Duration::MAX))
 }
 
+/// Whether a GET of this is a watch of kube-apiserver's own. What a pod, service or node answers to such a query is theirs.
+pub(crate) fn is_watch(target: &PathAndQuery) -> bool {
+    let mut pairs =
+        target.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.any(|(key, value)| key == "watch" && value != "0" && !value.eq_ignore_ascii_case("false"))
+        && !target.path().split('/').any(|segment| segment == "proxy")
+}
+
 /// Go's durations, as in `?timeout=1m30s`: whole numbers and the units of a request.
 fn go_duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;

@@ -13,11 +13,11 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use runtime::stop::Stop;
 use tokio::sync::watch;
 use tunnel_proto::hub_side::Tunnel;
-use tunnel_proto::names::{AUTHORITY_AGENT, PATH_GOAWAY};
+use tunnel_proto::names::{AUTHORITY_AGENT, HEADER_HUB_REPLICAS, PATH_GOAWAY, PATH_STATUS, PATH_SUCCESSOR};
 use tunnel_proto::upgrade::tunnel_uri;
 use tunnel_proto::{Body, Hello, SendError};
 
@@ -30,6 +30,9 @@ pub mod accept;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A round trip is measured for so long; above it a number helps nobody.
 const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// For so long a process that was named as successor finds the door open. It dials again within seconds.
+const SUCCESSOR_TIME: SignedDuration = SignedDuration::from_secs(60);
 
 /// One tunnel that is open.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct Conflict {
     pub refused: String,
     /// When last.
     pub at: Timestamp,
+    /// How often, one time after the other. A successor is turned away once, while the agent that serves is asked.
+    pub times: u32,
 }
 
 /// Why an agent did not answer a question about itself.
@@ -91,8 +96,16 @@ struct Entry {
     tunnels: Vec<Arc<Live>>,
     lost: Option<Timestamp>,
     conflict: Option<Conflict>,
+    /// Who may take over, and until when: the agent that serves has said so.
+    successor: Option<(String, Timestamp)>,
     /// The catalog has the cluster no more: the entry goes with its last tunnel.
     forgotten: bool,
+}
+
+impl Entry {
+    fn lets_succeed(&self, instance: &str) -> bool {
+        self.successor.as_ref().is_some_and(|(named, until)| named == instance && Timestamp::now() < *until)
+    }
 }
 
 /// The registry.
@@ -171,12 +184,13 @@ impl Tunnels {
         self.changed.subscribe()
     }
 
-    /// Asks the agent about itself.
+    /// Asks the agent about itself, and tells it how many replicas of the hub are alive, this one included: it opens a
+    /// second tunnel if there are several.
     ///
     /// # Errors
     /// It did not answer well, small and in time.
-    pub async fn agent_get(&self, live: &Live, path: &str) -> Result<Bytes, AgentError> {
-        live.ask_agent(Method::GET, path, Bytes::new()).await
+    pub async fn agent_status(&self, live: &Live, replicas: usize) -> Result<Bytes, AgentError> {
+        live.ask_agent_beside(Method::GET, PATH_STATUS, Bytes::new(), Some(replicas)).await
     }
 
     /// Hands something to the agent.
@@ -187,18 +201,30 @@ impl Tunnels {
         live.ask_agent(Method::PUT, path, body.into()).await.map(|_| ())
     }
 
-    /// Closes a tunnel in order: tells its agent first, so that it opens another one elsewhere while the streams of
-    /// this one finish. An agent that does not answer is told by the closing itself.
-    pub(crate) async fn leave(&self, live: &Live) {
-        live.say_goaway().await;
+    /// Closes a tunnel in order: it takes no new streams, and ends when those that are open have finished.
+    pub(crate) fn leave(&self, live: &Live) {
         live.tunnel.close();
         self.changed.send_modify(|generation| *generation += 1);
+    }
+
+    /// Lets this process take the cluster over from the one that serves it, here or at another replica.
+    pub(crate) fn name_successor(&self, id: &ClusterId, instance: &str) {
+        let until = Timestamp::now() + SUCCESSOR_TIME;
+        self.entries().entry(id.clone()).or_default().successor = Some((instance.to_owned(), until));
+    }
+
+    /// Whether the process that serves the cluster has named this one as its successor.
+    fn is_successor(&self, id: &ClusterId, instance: &str) -> bool {
+        self.entries().get(id).is_some_and(|entry| entry.lets_succeed(instance))
     }
 
     /// Whether an agent process with this identity may open a tunnel now.
     pub(crate) fn admit(&self, id: &ClusterId, instance: &str) -> Result<(), Conflict> {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(id) else { return Ok(()) };
+        if entry.lets_succeed(instance) {
+            return Ok(());
+        }
         let Some(serving) =
             entry.tunnels.iter().find(|live| live.hello.instance != instance && !live.tunnel.is_closed())
         else {
@@ -208,6 +234,10 @@ impl Tunnels {
             serving: serving.hello.instance.clone(),
             refused: instance.to_owned(),
             at: Timestamp::now(),
+            times: match &entry.conflict {
+                Some(before) if before.refused == instance => before.times.saturating_add(1),
+                Some(_) | None => 1,
+            },
         };
         entry.conflict = Some(conflict.clone());
         drop(entries);
@@ -226,6 +256,9 @@ impl Tunnels {
         }
         entry.tunnels.push(Arc::clone(&live));
         entry.lost = None;
+        // Whoever was named has come; another one that was turned away meanwhile is still another one.
+        entry.successor = None;
+        entry.conflict.take_if(|conflict| conflict.refused == live.hello.instance);
         entry.forgotten = false;
         drop(entries);
         self.metrics.tunnels_opened.inc();
@@ -334,6 +367,20 @@ impl Live {
         self.cut.is_cancelled()
     }
 
+    /// Whether its agent calls this process its own successor. An agent of a version that does not know the question says
+    /// nothing of the kind.
+    ///
+    /// # Errors
+    /// It gave no answer.
+    pub(crate) async fn vouches_for(&self, instance: &str) -> Result<bool, AgentError> {
+        let asked = self.ask_agent(Method::POST, PATH_SUCCESSOR, Bytes::copy_from_slice(instance.as_bytes()));
+        match asked.await {
+            Ok(named) => Ok(named == instance.as_bytes()),
+            Err(AgentError::Code(_) | AgentError::Body) => Ok(false),
+            Err(error @ (AgentError::Tunnel(_) | AgentError::Timeout)) => Err(error),
+        }
+    }
+
     /// Asks the agent to open another tunnel, here or elsewhere, and to let go of this one when its streams are done.
     async fn say_goaway(&self) {
         if let Err(error) = self.ask_agent(Method::POST, PATH_GOAWAY, Bytes::new()).await {
@@ -342,11 +389,25 @@ impl Live {
     }
 
     async fn ask_agent(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, AgentError> {
+        self.ask_agent_beside(method, path, body, None).await
+    }
+
+    /// Asks, and tells how many replicas there are.
+    async fn ask_agent_beside(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        replicas: Option<usize>,
+    ) -> Result<Bytes, AgentError> {
         let broken = |error: &dyn std::fmt::Display| AgentError::Tunnel(error.to_string());
         let target = path.parse().map_err(|error| broken(&error))?;
         let mut request = Request::new(Full::new(body).map_err(|never| match never {}).boxed_unsync());
         *request.method_mut() = method;
         *request.uri_mut() = tunnel_uri(AUTHORITY_AGENT, target).map_err(|error| broken(&error))?;
+        if let Some(replicas) = replicas {
+            request.headers_mut().insert(HEADER_HUB_REPLICAS, replicas.into());
+        }
         let asked = async {
             let response = self.send(request).await.map_err(|error| broken(&error))?;
             if !response.status().is_success() {
@@ -444,6 +505,24 @@ pub(crate) mod tests {
         drop(entered);
         assert!(tunnels.conflict(&id).is_none());
         assert!(tunnels.insert(clone.live).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_named_successor_takes_over_and_nobody_else() {
+        let tunnels = Arc::new(Tunnels::default());
+        let id: ClusterId = "c1".parse().unwrap();
+        let (ours, next) = (pair("c1", "ours").await, pair("c1", "next").await);
+        let _entered = tunnels.insert(Arc::clone(&ours.live)).unwrap();
+        assert!(tunnels.admit(&id, "next").is_err());
+        assert_eq!(tunnels.conflict(&id).unwrap().times, 1);
+        tunnels.name_successor(&id, "next");
+        assert_eq!(tunnels.admit(&id, "clone").unwrap_err().times, 1, "another one, for the first time");
+        assert!(tunnels.admit(&id, "next").is_ok());
+        assert!(!ours.live.is_closed(), "it serves until the next one does");
+        let _next = tunnels.insert(Arc::clone(&next.live)).unwrap();
+        assert!(ours.live.is_closed() && Arc::ptr_eq(&tunnels.get(&id).unwrap(), &next.live));
+        assert_eq!(tunnels.conflict(&id).unwrap().refused, "clone");
+        assert!(tunnels.admit(&id, "ours").is_err(), "it went");
     }
 
     #[tokio::test]

@@ -49,7 +49,7 @@ pub async fn serve(hub: &Target, n: usize, child: Child) -> Result<()> {
         upstream,
         Arc::clone(&impersonator),
         Reporter::new(agent.clone(), Arc::clone(&impersonator), Arc::clone(&policy)),
-        Arc::new(Credentials::new(agent)),
+        Arc::new(Credentials::new(agent, "bench")),
         Metrics::new().0,
         policy,
     ));

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
 
 use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -18,7 +19,9 @@ use super::*;
 use crate::config::{CommandLine, Environment, Settings};
 use crate::serve::full;
 use crate::testing::{CLUSTER, Child, Server, text};
-use tunnel_proto::names::{HEADER_HUB_INSTANCE, HEADER_HUB_REPLICAS, PATH_GOAWAY, PATH_STATUS};
+use tunnel_proto::names::{
+    HEADER_HUB_INSTANCE, HEADER_HUB_REPLICAS, PATH_GOAWAY, PATH_STATUS, PATH_SUCCESSOR,
+};
 
 /// How long anything may take in these tests; the agent's own first delay is up to a second.
 const SOON: Duration = Duration::from_secs(20);
@@ -441,6 +444,57 @@ async fn a_credential_that_came_through_one_tunnel_opens_the_other_one() {
     assert_eq!(world.tunnel_at().await.0, "hub-b");
     assert_eq!(world.hub.registered.lock().unwrap().len(), 1);
     assert_eq!(world.child.stored.lock().unwrap()["data"]["token"], "Y3JlZGVudGlhbC0y");
+    world.end().await;
+}
+
+/// Asks the agent whether this process is its successor.
+async fn names(tunnel: &Tunnel, successor: &str) -> (StatusCode, bytes::Bytes) {
+    let mut request = Request::new(full(bytes::Bytes::copy_from_slice(successor.as_bytes())));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() =
+        tunnel_uri(AUTHORITY_AGENT, http::uri::PathAndQuery::from_static(PATH_SUCCESSOR)).unwrap();
+    let answer = tunnel.send(request).await.unwrap();
+    (answer.status(), answer.into_body().collect().await.unwrap().to_bytes())
+}
+
+#[tokio::test]
+async fn an_agent_names_as_its_successor_only_what_started_later_in_its_own_cluster() {
+    let mut world = World::start(&[]).await;
+    let (tunnel, hello) = world.tunnel().await;
+    let said =
+        || world.child.stored.lock().unwrap()["metadata"]["annotations"]["access.towline.io/agent"].clone();
+    assert_eq!(said(), hello.instance.as_str(), "it says that it has started");
+    for other in ["pod-2", &hello.instance, ""] {
+        assert_eq!(names(&tunnel, other).await.0, 409, "{other}");
+    }
+    // It was not taken in: a lost tunnel comes back.
+    tunnel.close();
+    let (tunnel, _) = world.tunnel().await;
+    world.child.stored.lock().unwrap()["metadata"]["annotations"]["access.towline.io/agent"] = "pod-2".into();
+    assert_eq!(names(&tunnel, "pod-3").await.0, 409);
+    assert_eq!(names(&tunnel, "pod-2").await, (StatusCode::OK, "pod-2".into()));
+    assert_eq!(status_of(&tunnel, http::Method::GET, PATH_STATUS).await, 200, "it serves on");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_successor_has_taken_over_does_not_take_the_place_back() {
+    let mut world = World::start(&[]).await;
+    let (tunnel, _) = world.tunnel().await;
+    world.child.stored.lock().unwrap()["metadata"]["annotations"]["access.towline.io/agent"] = "pod-2".into();
+    assert_eq!(names(&tunnel, "pod-2").await.0, 200);
+    tunnel.close();
+    let unready = async {
+        while world.is_ready(CHECK_TUNNEL).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, unready).await.unwrap();
+    pass(SUCCEEDED_REST.saturating_sub(Duration::from_secs(20))).await;
+    assert_eq!(world.hub.doors.lock().unwrap().len(), 1, "it dialled");
+    // Nobody has stopped it: it is there if it is needed after all.
+    pass(Duration::from_secs(60)).await;
+    world.tunnel().await;
     world.end().await;
 }
 

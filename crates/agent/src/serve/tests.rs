@@ -57,7 +57,7 @@ impl World {
         let token = Bearer::File(server.scratch.file("token", "agent-token\n"));
         let agent = Account::new(Arc::clone(&upstream), token);
         let impersonator = Arc::new(Impersonator::new(agent.clone()));
-        let credentials = Arc::new(Credentials::new(agent.clone()));
+        let credentials = Arc::new(Credentials::new(agent.clone(), "pod-1"));
         credentials.state().await.unwrap();
         let held = Credential { token: crate::testing::secret("old"), expires: jiff::Timestamp::UNIX_EPOCH };
         credentials.store(held, "https://parent").await.unwrap();

@@ -25,7 +25,6 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
-use tunnel_proto::names::PATH_STATUS;
 
 use self::conditions::{Conflicting, CredentialLife, Facts, Known, same_but_measured, status_of};
 use super::events::{Story, reference};
@@ -260,7 +259,7 @@ async fn tell_live(
 ) -> Result<State, kube::Error> {
     let report = control
         .tunnels
-        .agent_get(live, PATH_STATUS)
+        .agent_status(live, control.peers.replicas())
         .await
         .map_err(|error| error.to_string())
         .and_then(|body| {
@@ -393,8 +392,11 @@ fn credential(renewed: Option<Renewed>, said: Option<Timestamp>, since: Timestam
 }
 
 fn conflict(tunnels: &Tunnels, id: &ClusterId, now: Timestamp) -> Option<Conflicting> {
-    tunnels.conflict(id).filter(|conflict| now.duration_since(conflict.at) < CONFLICT_SHOWN).map(|conflict| {
-        Conflicting { serving: printable(&conflict.serving, 100), refused: printable(&conflict.refused, 100) }
+    let conflict = tunnels.conflict(id)?;
+    let shown = conflict.times > 1 && now.duration_since(conflict.at) < CONFLICT_SHOWN;
+    shown.then(|| Conflicting {
+        serving: printable(&conflict.serving, 100),
+        refused: printable(&conflict.refused, 100),
     })
 }
 

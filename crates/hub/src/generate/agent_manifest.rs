@@ -297,8 +297,8 @@ fn deployment(values: &AgentManifest) -> Value {
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": namespaced(AGENT_ACCOUNT),
         "spec": {
             "replicas": 1,
-            // Never two at once: the second would meet its own identity at the hub.
-            "strategy": { "type": "Recreate" },
+            // One serves. A new one is ready when the one before has named it as its successor, and only then that goes.
+            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
             "selector": { "matchLabels": selector },
             "template": {
                 "metadata": {

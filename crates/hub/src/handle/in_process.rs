@@ -44,6 +44,7 @@ mod bounds;
 mod conformance;
 mod connect;
 mod contract;
+mod drain;
 mod frames;
 mod gateway;
 mod hostile;

@@ -42,6 +42,8 @@ use crate::listen::tune;
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Time for TCP, TLS and the head of the presence.
 const CONNECT: Duration = Duration::from_secs(3);
+/// Time for an agent to say what another one is, which has the tunnel's own bound of three seconds, and a way there and back.
+const CONFLICT: Duration = Duration::from_secs(5);
 /// The first pause before a replica is dialled again is drawn below this, and no later one above [`LAST`].
 const FIRST: Duration = Duration::from_millis(100);
 /// See [`FIRST`]. At most sixteen replicas dial each other.
@@ -108,18 +110,20 @@ impl Link {
         })
     }
 
-    /// Tells that another agent process wants the place of the one whose tunnel is there; whoever is there proves that
-    /// it lives, or loses its place.
-    pub(crate) async fn tell_conflict(&self, id: &ClusterId, agent: &str) {
+    /// Tells that another agent process wants the place of the one whose tunnel is there; whoever is there names it as its
+    /// successor, proves that it lives, or loses its place. Whether the other one may have it.
+    pub(crate) async fn tell_conflict(&self, id: &ClusterId, agent: &str) -> bool {
         let asked = async {
             let mut request = ask(Method::POST, PATH_CONFLICT).ok()?;
             request.headers_mut().insert(CLUSTER, HeaderValue::try_from(id.as_str()).ok()?);
             request.headers_mut().insert(AGENT, HeaderValue::try_from(agent).ok()?);
             self.sender.clone().send_request(request).await.ok()
         };
-        if timeout(CONNECT, asked).await.ok().flatten().is_none() {
+        let Some(answer) = timeout(CONFLICT, asked).await.ok().flatten() else {
             tracing::debug!(peer = self.instance, cluster = %id, "a conflict could not be told");
-        }
+            return false;
+        };
+        answer.status().is_success() && answer.headers().get(AGENT).is_some_and(|named| named == agent)
     }
 }
 

@@ -26,6 +26,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::watch::{Events, ending_between};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -42,9 +43,10 @@ use super::presence::{Line, changes};
 use super::{AGENT, AUTHORITY, CLUSTER, MAX_PEERS, PATH_CONFLICT, PATH_PRESENCE, REFUSED, Refused};
 use crate::body::RequestBody;
 use crate::certificates::peer::{PeerTls, instance_of};
-use crate::forward::{empty, ends_with_its_head};
+use crate::forward::{empty, ends_with_its_head, moved};
 use crate::handle::Hub;
 use crate::listen::{ACCEPT_PAUSE, Tracked, tune};
+use crate::request_info::is_watch;
 use crate::tunnels::{Live, accept};
 
 /// Connections at once: each of the others has one, and another one while the first finishes; the rest is for strangers
@@ -178,11 +180,16 @@ async fn relay(hub: &Arc<Hub>, mut request: Request<Incoming>) -> Result<Respons
         return switch(hub, &live, request).await;
     }
     let to_head = request.method() == Method::HEAD;
+    let is_watch = request.method() == Method::GET && request.uri().path_and_query().is_some_and(is_watch);
     let onward = request.map(|body| RequestBody(body).boxed_unsync());
     let (mut parts, body) = live.send(onward).await.map_err(refused)?.into_parts();
     keep_out(&mut parts.headers);
     let headless = to_head || ends_with_its_head(parts.status);
     let body = if headless { empty() } else { RequestBody(body).boxed_unsync() };
+    let body = match Events::of_answer(parts.status, &parts.headers).filter(|_| is_watch) {
+        Some(events) => ending_between(body, events, Box::pin(moved(Arc::clone(hub)))).boxed_unsync(),
+        None => body,
+    };
     Ok(Response::from_parts(parts, body))
 }
 
@@ -308,15 +315,18 @@ fn presence(hub: &Arc<Hub>) -> Response<Body> {
     Response::new(BodyExt::boxed_unsync(StreamBody::new(lines)))
 }
 
-/// Another agent process of a cluster came to another replica. The one that is here proves that it lives, or makes room.
+/// Another agent process of a cluster came to another replica. The one that is here names it as its successor, which the
+/// answer repeats; or proves that it lives, or makes room.
 async fn conflict(hub: &Arc<Hub>, request: &Request<Incoming>) -> Response<Body> {
     let agent = request.headers().get(AGENT).and_then(|agent| agent.to_str().ok());
     let Some((id, agent)) = cluster(request.headers()).zip(agent) else {
         return refusal(hub, Refused::Malformed);
     };
-    // The agent that is here notes it, as if the other one had come here.
-    if hub.tunnels.admit(&id, agent).is_err() {
-        accept::prove_life(hub, &id).await;
+    let mut answer = Response::new(empty());
+    // It is noted here, as if the other one had come here.
+    let named = hub.tunnels.admit(&id, agent).is_ok() || accept::settle(hub, &id, agent).await;
+    if named && let Some(agent) = request.headers().get(AGENT) {
+        answer.headers_mut().insert(AGENT, agent.clone());
     }
-    Response::new(empty())
+    answer
 }

@@ -127,8 +127,8 @@ async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: 
     let tunnel_id = handle::random_id();
     let mut conflict = None;
     let accepted = hub_side::accept(io, |hello| welcome(&hub, &id, &tunnel_id, hello, &mut conflict)).await;
-    if let Some(rival) = conflict {
-        rival.prove_life(&hub, &id).await;
+    if let Some((agent, rival)) = conflict {
+        rival.settle(&hub, &id, &agent).await;
     }
     let (hello, tunnel, driver) = match accepted {
         Ok(accepted) => accepted,
@@ -176,7 +176,7 @@ fn welcome(
     id: &ClusterId,
     tunnel_id: &str,
     hello: &Hello,
-    conflict: &mut Option<Rival>,
+    conflict: &mut Option<(String, Rival)>,
 ) -> Result<Welcome, HelloRefusal> {
     if hello.cluster_id != id.as_str() {
         return Err(HelloRefusal::new(
@@ -188,7 +188,7 @@ fn welcome(
         let message = format!(
             "agent {serving} already serves this cluster; if this is a copy of it, register it with an invitation of its own"
         );
-        *conflict = Some(rival);
+        *conflict = Some((hello.instance.clone(), rival));
         return Err(HelloRefusal::new(RefusalReason::Conflict, &message));
     }
     Welcome::answering(hello, tunnel_id, hub.settings.hub_id.as_str(), env!("CARGO_PKG_VERSION"))
@@ -198,39 +198,53 @@ fn welcome(
 enum Rival {
     Here,
     /// At another replica.
-    There(Arc<Link>, String),
+    There(Arc<Link>),
 }
 
-/// The agent that already serves this cluster, if that is another one.
+/// The agent that already serves this cluster, if that is another one and has not named this one as its successor.
 fn rival(hub: &Hub, id: &ClusterId, agent: &str) -> Option<(String, Rival)> {
     if let Err(Conflict { serving, .. }) = hub.tunnels.admit(id, agent) {
         return Some((serving, Rival::Here));
     }
+    if hub.tunnels.is_successor(id, agent) {
+        return None;
+    }
     let (link, serving) = hub.peers.rival(id, agent)?;
-    Some((serving, Rival::There(link, agent.to_owned())))
+    Some((serving, Rival::There(link)))
 }
 
 impl Rival {
-    async fn prove_life(self, hub: &Hub, id: &ClusterId) {
+    async fn settle(self, hub: &Hub, id: &ClusterId, agent: &str) {
         match self {
-            Self::Here => prove_life(hub, id).await,
-            Self::There(link, agent) => link.tell_conflict(id, &agent).await,
+            Self::Here => _ = settle(hub, id, agent).await,
+            Self::There(link) => {
+                if link.tell_conflict(id, agent).await {
+                    hub.tunnels.name_successor(id, agent);
+                }
+            }
         }
     }
 }
 
-/// Another agent wants the place. The one that has it may be dead without a word (its node lost power);
-/// keep-alive would tell in half a minute, a question tells at once, and the other one will dial again.
-pub(crate) async fn prove_life(hub: &Hub, id: &ClusterId) {
-    let Some(live) = hub.tunnels.get(id) else { return };
-    let asked = hub.tunnels.agent_get(&live, tunnel_proto::names::PATH_STATUS);
-    if timeout(PROOF_OF_LIFE, asked).await.is_err() {
+/// Another agent process wants the place, and will dial again; the one that has it is asked about it. It may call that one
+/// its successor, which only a process in the same cluster can be. Or it may be dead without a word (its node lost power),
+/// which keep-alive would tell in half a minute, and a question tells at once. Tells whether the place is the other one's.
+pub(crate) async fn settle(hub: &Hub, id: &ClusterId, instance: &str) -> bool {
+    let Some(live) = hub.tunnels.get(id) else { return false };
+    let asked = timeout(PROOF_OF_LIFE, live.vouches_for(instance)).await;
+    if let Ok(Ok(true)) = asked {
+        tracing::info!(tunnel = live.tunnel_id, instance, "the agent names its successor");
+        hub.tunnels.name_successor(id, instance);
+        return true;
+    }
+    if asked.is_err() {
         tracing::warn!(
             tunnel = live.tunnel_id,
             "the agent that held the tunnel is silent; its place is free"
         );
         live.cut.cancel();
     }
+    false
 }
 
 /// Keeps the tunnel going until it ends, and tells why it did.
@@ -240,7 +254,7 @@ async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Between three quarters of it and all of it: agents that came together do not go together.
     let mut old = pin!(sleep(limits.tunnel_age.mul_f64(1.0 - rand::random::<f64>() / 4.0)));
-    let (mut draining, mut aged) = (false, false);
+    let (mut stopping, mut closing, mut aged) = (false, false, false);
     loop {
         tokio::select! {
             biased;
@@ -250,11 +264,19 @@ async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver
                 Ok(()) => "it was closed in order".to_owned(),
                 Err(error) => chain(&error),
             },
-            () = hub.phases.draining.cancelled(), if !draining => {
-                draining = true;
-                // Not awaited here: it is this task that moves the tunnel's bytes.
-                let (hub, live) = (Arc::clone(hub), Arc::clone(live));
-                hub.streams.clone().spawn(async move { hub.tunnels.leave(&live).await });
+            () = hub.phases.stopping.cancelled(), if !stopping => {
+                stopping = true;
+                // First, and while everything goes on: the next tunnel shall stand elsewhere before this one takes no
+                // more. Not all agents at once. Not awaited here: it is this task that moves the tunnel's bytes.
+                let (spread, live) = (hub.settings.shutdown_delay / 2, Arc::clone(live));
+                hub.streams.spawn(async move {
+                    sleep(spread.mul_f64(rand::random())).await;
+                    live.say_goaway().await;
+                });
+            }
+            () = hub.phases.closing.cancelled(), if !closing => {
+                closing = true;
+                hub.tunnels.leave(live);
             }
             () = old.as_mut(), if !aged => {
                 aged = true;

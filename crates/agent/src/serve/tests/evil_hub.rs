@@ -444,7 +444,7 @@ const HOPES: &[&str] = &[
 
 /// H-26, H-27, H-30, H-35, H-39: there is no message for it.
 #[tokio::test]
-async fn the_agents_own_paths_are_three_and_nothing_else_changes_anything() {
+async fn the_agents_own_paths_are_four_and_nothing_else_changes_anything() {
     let world = World::start(&["dev"]).await;
     let files = || {
         let mut all: Vec<_> = std::fs::read_dir(&world.server.scratch.0)

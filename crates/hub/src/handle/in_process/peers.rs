@@ -274,6 +274,30 @@ async fn a_replica_that_stops_finishes_what_it_carries_and_gets_nothing_new() {
     assert!(tokio::time::timeout(SOON, watch.frame()).await.unwrap().unwrap().is_err());
 }
 
+#[tokio::test]
+async fn a_watch_over_a_hop_ends_between_two_events_when_the_replica_with_the_tunnel_stops() {
+    let watched = async |request: Request<Incoming>| {
+        if request.uri().authority().unwrap() == names::AUTHORITY_AGENT {
+            return Response::new(whole("{}".to_owned()));
+        }
+        let first = futures::stream::once(async { Ok(Frame::data(Bytes::from_static(b"{}\n"))) });
+        let body = StreamBody::new(futures::StreamExt::chain(
+            first,
+            futures::stream::pending::<Result<_, BoxError>>(),
+        ));
+        let mut answer = Response::new(BodyExt::boxed_unsync(body));
+        answer.headers_mut().insert("content-type", "application/json".parse().unwrap());
+        answer
+    };
+    let mut fleet = Fleet::start(2).await.connect_to(1, watched).await;
+    let mut watch = fleet.worlds[0].get(Wire::H2, "alice", &direct("api/v1/pods?watch=true")).await;
+    assert_eq!(watch.frame().await.unwrap().unwrap().into_data().unwrap(), "{}\n");
+    fleet.worlds[1].hub.phases.stopping.cancel();
+    fleet.worlds[1].hub.phases.draining.cancel();
+    let rest = tokio::time::timeout(SOON, watch.collect()).await.unwrap();
+    assert_eq!(rest.expect("an end in order").to_bytes(), "");
+}
+
 /// What a listener for replicas does with a client of this configuration: the status of its answer, if there is any.
 async fn knock(address: SocketAddr, config: ClientConfig, name: &str) -> Option<u16> {
     let socket = TcpStream::connect(address).await.unwrap();
@@ -363,6 +387,38 @@ async fn a_copy_of_an_agent_is_refused_at_another_replica_and_shown_where_the_fi
     let conflict = fleet.worlds[1].hub.tunnels.conflict(&c1()).unwrap();
     assert_eq!((conflict.serving.as_str(), conflict.refused.as_str()), ("agent-1", "agent-2"));
     assert!(dial(&mut fleet.worlds[0], "agent-1").await, "the same agent may be at both");
+}
+
+#[tokio::test]
+async fn a_successor_is_let_in_at_whichever_replica_it_comes_to() {
+    let naming = async |request: Request<Incoming>| {
+        let body = match request.uri().path() {
+            names::PATH_SUCCESSOR => request.into_body().collect().await.unwrap().to_bytes(),
+            _ => Bytes::from_static(b"{}"),
+        };
+        Response::new(whole(if body == "clone" {
+            String::new()
+        } else {
+            String::from_utf8(body.to_vec()).unwrap()
+        }))
+    };
+    let mut fleet = Fleet::start(2).await.connect_to(1, naming).await;
+    let mut opened = Vec::new();
+    let mut dial = async |world: &mut World, instance: &str| {
+        let tunnel = world.attach(AGENT, "c1").await.unwrap();
+        let connected = agent_side::connect(tunnel, &Hello::new("c1", instance, "1")).await;
+        connected.map(|one| opened.push(one)).is_ok()
+    };
+    // The one that serves is asked by the replica that has its tunnel, after the refusal.
+    assert!(!dial(&mut fleet.worlds[0], "agent-2").await);
+    let admitted = async { while !dial(&mut fleet.worlds[0], "agent-2").await {} };
+    tokio::time::timeout(SOON, admitted).await.unwrap();
+    until(&fleet.worlds[1].hub, |hub| hub.peers.hold(&c1())).await;
+    assert!(dial(&mut fleet.worlds[1], "agent-2").await, "it was named there");
+    for world in &mut fleet.worlds {
+        assert!(!dial(world, "clone").await, "nobody named it");
+        assert_eq!(world.hub.tunnels.get(&c1()).unwrap().hello.instance, "agent-2");
+    }
 }
 
 #[tokio::test]
