@@ -1,7 +1,9 @@
-//! One address for several hubs, as a Service is: each connection goes to the first of them that accepts it. A process
-//! on this machine has no Service, and an APIService names one port.
+//! One address for several hubs, as a Service is: each connection goes to the first of them that accepts it. Which these
+//! are can change while it runs, as the endpoints of a Service do. A process on this machine has no Service, and an
+//! APIService names one port.
 
 use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use tokio::net::{TcpListener, TcpStream};
@@ -11,6 +13,7 @@ use tokio::task::JoinSet;
 #[derive(Debug)]
 pub struct Front {
     port: u16,
+    backends: Arc<Mutex<Vec<u16>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -22,9 +25,15 @@ impl Front {
     pub async fn start(backends: Vec<u16>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
+        let backends = Arc::new(Mutex::new(backends));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, backends));
-        Ok(Self { port, _tasks: tasks })
+        tasks.spawn(accept(listener, Arc::clone(&backends)));
+        Ok(Self { port, backends, _tasks: tasks })
+    }
+
+    /// Leads new connections to these from now on; open ones stay where they are.
+    pub fn lead_to(&self, backends: Vec<u16>) {
+        *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends;
     }
 
     /// Where it listens.
@@ -33,13 +42,14 @@ impl Front {
     }
 }
 
-async fn accept(listener: TcpListener, backends: Vec<u16>) {
+async fn accept(listener: TcpListener, backends: Arc<Mutex<Vec<u16>>>) {
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((client, _)) = accepted else { continue };
-                open.spawn(carry(client, backends.clone()));
+                let now = backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                open.spawn(carry(client, now));
             }
             Some(_) = open.join_next() => {}
         }

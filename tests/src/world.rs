@@ -499,6 +499,9 @@ async fn launch_hub(
     port: u16,
 ) -> Result<Process> {
     let kubeconfig = hub_kubeconfig(scratch, parent).await?;
+    let own_end = towline.hub_arguments.iter().any(|argument| argument.starts_with("--shutdown-"));
+    // The harness gives a stopping process three seconds.
+    let end: &[&str] = if own_end { &[] } else { &["--shutdown-delay", "0s", "--shutdown-grace", "1s"] };
     Program::new(name, &towline.hub)
         .arg("--listen")
         .arg(format!("127.0.0.1:{port}"))
@@ -506,8 +509,7 @@ async fn launch_hub(
         .arg(&kubeconfig)
         .arg("--public-url")
         .arg(parent.plane.url())
-        // The harness gives a stopping process three seconds.
-        .args(["--shutdown-delay", "0s", "--shutdown-grace", "1s"])
+        .args(end)
         .args(&towline.hub_arguments)
         .start(scratch)
 }
