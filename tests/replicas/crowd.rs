@@ -82,9 +82,14 @@ impl Crowd {
         let client = client(world).await?;
         let tally = Arc::new(Mutex::new(Tally { seen: vec![0; WATCHES], ..Tally::default() }));
         world.child().kubectl().apply(&change(0)).await?;
-        let object = client.send(get(&format!("{MAPS}/{NAME}"))?).await?;
-        let object: Value = serde_json::from_slice(&object.into_body().collect().await?.to_bytes())?;
-        let version = object["metadata"]["resourceVersion"].as_str().context("a version")?.to_owned();
+        // A cluster whose agent is on its way from one hub to another is not there for a moment; that is before the crowd comes.
+        let version = wait_until("the child to answer", SOON, async || {
+            let object = client.send(get(&format!("{MAPS}/{NAME}"))?).await?;
+            let object: Value = serde_json::from_slice(&object.into_body().collect().await?.to_bytes())?;
+            let version = object["metadata"]["resourceVersion"].as_str();
+            version.map(str::to_owned).with_context(|| format!("no version in {object}"))
+        })
+        .await?;
 
         let mut tasks = JoinSet::new();
         for number in 0..WATCHES {
