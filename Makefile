@@ -43,11 +43,12 @@ soak: prerequisites ## tunnels on bad links, one after the other, for T (T=10m);
 	TOWLINE_SOAK=$(T) cargo test --locked -p tunnel-proto --test it -- --ignored --nocapture soak
 
 .PHONY: lint
-lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax
+lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax, workflow files
 	cargo fmt --all -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	hack/cargo-deny.sh
 	bash -n hack/*.sh .ci/run
+	hack/workflows.sh
 
 .PHONY: bench
 bench: prerequisites kubernetes image ## latency, throughput, CPU and memory against a direct connection (ARGS=--smoke is short)
@@ -56,6 +57,14 @@ bench: prerequisites kubernetes image ## latency, throughput, CPU and memory aga
 .PHONY: image
 image: binaries ## one OCI image with hub, agent and command line, without a container engine
 	$(STATIC_DIR)/image $(STATIC_DIR) $(IMAGE) $(IMAGE_NAME) $(REVISION)
+
+.PHONY: sbom
+sbom: prerequisites ## a CycloneDX bill of materials for each program of the image, in target/sbom
+	hack/sbom.sh $(TARGET)
+
+.PHONY: release
+release: image ## what a release consists of, with checksums, in target/publish; see docs/release.md
+	hack/release.sh $(STATIC_DIR) $(IMAGE)
 
 .PHONY: binaries
 binaries: prerequisites ## static binaries of hub, agent and command line, and of what demo, image and bench run
