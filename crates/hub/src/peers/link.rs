@@ -37,9 +37,11 @@ use crate::forward::empty;
 use crate::handle::Hub;
 use crate::listen::tune;
 
-/// Silence after which a PING goes out, and the time for its answer: a replica whose node is gone is noticed within two
-/// seconds, which is what a caller is told to wait and try again.
+/// Silence after which a PING goes out.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Time for its answer: a replica whose node is gone is noticed within three seconds, and one that its limit of CPU stops for
+/// most of a second (CFS throttling) is not taken for dead.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for TCP, TLS and the head of the presence.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Time for an agent to say what another one is, which has the tunnel's own bound of three seconds, and a way there and back.
@@ -323,7 +325,7 @@ fn http2(streams: Streams) -> http2::Builder<Streams> {
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     builder
 }
