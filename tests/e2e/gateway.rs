@@ -218,7 +218,11 @@ pub(crate) async fn an_agent_opens_its_tunnel_at_a_gateway_whose_certificate_the
     .await?;
     let attached = |world: &World| {
         let events = world.parent().plane.audit_events()?;
-        let attach = |event: &&Value| event["requestURI"].as_str().unwrap_or_default().ends_with("/attach");
+        // When it is asked for: the tunnel of the process before may end meanwhile.
+        let attach = |event: &&Value| {
+            event["stage"] == "RequestReceived"
+                && event["requestURI"].as_str().unwrap_or_default().ends_with("/attach")
+        };
         anyhow::Ok(events.iter().filter(attach).count())
     };
     let before = attached(world)?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
@@ -260,7 +260,12 @@ async fn places(world: &World, logs: &str) -> Result<Places> {
     let metrics = by_hand(world, metrics).await?;
     ensure!(metrics.contains("towline_hub_requests_total"), "{metrics}");
     places.push(("metrics of the hub".to_owned(), metrics, vec![]));
-    let pod = child.ok(&["-n", SYSTEM, "get", "pods", "-o", "jsonpath={.items[0].metadata.name}"]).await?;
+    let names = ["-n", SYSTEM, "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"];
+    let pod = wait_until("the agents of before to be gone", AGAIN, async || {
+        let pods = child.ok(&names).await?;
+        if pods.split_whitespace().count() == 1 { Ok(pods) } else { bail!("{pods}") }
+    })
+    .await?;
     let metrics = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:8080/proxy/metrics");
     places.push(("metrics of the agent".to_owned(), child.ok(&["get", "--raw", &metrics]).await?, vec![]));
 
