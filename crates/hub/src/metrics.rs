@@ -33,6 +33,13 @@ pub struct Ended {
     pub reason: &'static str,
 }
 
+/// Label of a tunnel that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TunnelEnded {
+    /// [`crate::tunnels::end::End::as_str`].
+    pub reason: &'static str,
+}
+
 /// Label of a question to the parent's authorizer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Asked {
@@ -60,6 +67,8 @@ pub struct Metrics {
     pub tunnels: Gauge,
     /// `towline_hub_tunnels_opened_total`
     pub tunnels_opened: Counter,
+    /// `towline_hub_tunnels_ended_total`
+    pub tunnels_ended: Family<TunnelEnded, Counter>,
     /// `towline_hub_requests_in_flight`
     pub in_flight: Gauge,
     /// `towline_hub_upgrades_open`
@@ -113,6 +122,7 @@ impl Metrics {
         );
         registry.register("tunnels", "Tunnels that are open", metrics.tunnels.clone());
         registry.register("tunnels_opened", "Tunnels that were opened", metrics.tunnels_opened.clone());
+        registry.register("tunnels_ended", "Tunnels that have ended", metrics.tunnels_ended.clone());
         registry.register("requests_in_flight", "Requests to children in flight", metrics.in_flight.clone());
         registry.register(
             "upgrades_open",
@@ -154,6 +164,11 @@ impl Metrics {
     /// Counts one refusal.
     pub fn refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// Counts one tunnel that has ended.
+    pub fn tunnel_ended(&self, reason: &'static str) {
+        self.tunnels_ended.get_or_create(&TunnelEnded { reason }).inc();
     }
 
     /// Counts one open request that the hub ended.
@@ -205,6 +220,7 @@ mod tests {
         metrics.answered("proxy", "get", http::StatusCode::OK);
         metrics.refused("offline");
         metrics.reviewed("hit");
+        metrics.tunnel_ended("keep_alive");
         let one = InFlight::new(&metrics.in_flight);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
@@ -212,6 +228,7 @@ mod tests {
             r#"towline_hub_requests_total{kind="proxy",verb="get",code_class="2xx"} 1"#,
             r#"towline_hub_refusals_total{reason="offline"} 1"#,
             r#"towline_hub_access_reviews_total{result="hit"} 1"#,
+            r#"towline_hub_tunnels_ended_total{reason="keep_alive"} 1"#,
             "towline_hub_requests_in_flight 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -4,7 +4,7 @@
 //! itself: a late disconnect never removes the tunnel that replaced it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::names::ClusterId;
@@ -25,6 +25,9 @@ use crate::catalog::Catalog;
 use crate::metrics::{InFlight, Metrics};
 
 pub mod accept;
+pub mod end;
+
+use end::End;
 
 /// Time for an agent's answer about itself. It asks its API server for that, with a deadline of its own.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +54,8 @@ pub struct Live {
     pub(crate) renewed: Mutex<Option<Renewed>>,
     tunnel: Tunnel,
     cut: Stop,
+    /// Why this hub closed or cut it, if it did.
+    end: OnceLock<End>,
 }
 
 /// A credential that was handed over in a tunnel.
@@ -166,16 +171,16 @@ impl Tunnels {
     }
 
     /// Cuts all tunnels of this cluster at once, and every stream in them.
-    pub fn close(&self, id: &ClusterId, reason: &str) {
-        self.close_unless(id, reason, |_| false);
+    pub fn close(&self, id: &ClusterId, end: End) {
+        self.close_unless(id, end, |_| false);
     }
 
-    fn close_unless(&self, id: &ClusterId, reason: &str, keep: impl Fn(&Live) -> bool) {
+    fn close_unless(&self, id: &ClusterId, end: End, keep: impl Fn(&Live) -> bool) {
         let entries = self.entries();
         let all = entries.get(id).into_iter().flat_map(|entry| &entry.tunnels);
         for live in all.filter(|live| !keep(live)) {
-            tracing::info!(cluster = %id, tunnel = live.tunnel_id, reason, "a tunnel is cut");
-            live.cut.cancel();
+            tracing::info!(cluster = %id, tunnel = live.tunnel_id, reason = end.as_str(), "a tunnel is cut: {end}");
+            live.cut(end);
         }
     }
 
@@ -203,7 +208,7 @@ impl Tunnels {
 
     /// Closes a tunnel in order: it takes no new streams, and ends when those that are open have finished.
     pub(crate) fn leave(&self, live: &Live) {
-        live.tunnel.close();
+        live.close(End::Shutdown);
         self.changed.send_modify(|generation| *generation += 1);
     }
 
@@ -252,7 +257,7 @@ impl Tunnels {
         let mut entries = self.entries();
         let entry = entries.entry(live.cluster.clone()).or_default();
         for older in &entry.tunnels {
-            older.tunnel.close();
+            older.close(End::Replaced);
         }
         entry.tunnels.push(Arc::clone(&live));
         entry.lost = None;
@@ -286,13 +291,12 @@ impl Tunnels {
         let ids: Vec<ClusterId> = self.entries().keys().cloned().collect();
         for id in ids {
             match known.get(&id) {
-                Some(cluster) if cluster.denied => self.close(&id, "the cluster was shut out"),
+                Some(cluster) if cluster.denied => self.close(&id, End::ShutOut),
                 Some(cluster) => {
-                    let reason = "the cluster was registered again with another key";
-                    self.close_unless(&id, reason, |live| live.key == cluster.key_fingerprint);
+                    self.close_unless(&id, End::Rekeyed, |live| live.key == cluster.key_fingerprint);
                 }
                 None => {
-                    self.close(&id, "the cluster was removed");
+                    self.close(&id, End::Unregistered);
                     let mut entries = self.entries();
                     if entries.get(&id).is_some_and(|entry| entry.tunnels.is_empty()) {
                         entries.remove(&id);
@@ -359,6 +363,19 @@ impl Live {
             Ok(Ok(_) | Err(AgentError::Code(_))) => Some(began.elapsed()),
             Ok(Err(AgentError::Tunnel(_) | AgentError::Timeout | AgentError::Body)) | Err(_) => None,
         }
+    }
+
+    /// Cuts it, and every stream in it.
+    fn cut(&self, end: End) {
+        // The first to end it tells why.
+        let _ = self.end.set(end);
+        self.cut.cancel();
+    }
+
+    /// Takes no new streams from now on; it ends when the open ones have.
+    fn close(&self, end: End) {
+        let _ = self.end.set(end);
+        self.tunnel.close();
     }
 
     /// Whether it was cut.
@@ -470,6 +487,7 @@ pub(crate) mod tests {
             renewed: Mutex::default(),
             tunnel,
             cut: Stop::new(),
+            end: OnceLock::new(),
         };
         Pair { live: Arc::new(live), _driver: driver, _agent: connected.unwrap().1 }
     }

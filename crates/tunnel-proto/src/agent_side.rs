@@ -83,7 +83,8 @@ where
         F: Fn(Request<Incoming>) -> A,
         A: Future<Output = Response<Body>> + Send + 'static,
     {
-        let tasks = Tasks::default();
+        let (tasks, fault) = (Tasks::default(), self.io.fault());
+        let ended = |error| TunnelError::from_http2(error, &fault);
         let service = service_fn(move |request| {
             let answered = answer(request);
             async { Ok::<_, Infallible>(answered.await) }
@@ -91,12 +92,12 @@ where
         let mut connection = pin!(http2(tasks.starter()).serve_connection(TokioIo::new(self.io), service));
         tokio::select! {
             biased;
-            ended = connection.as_mut() => return ended.map_err(TunnelError::from_http2),
+            served = connection.as_mut() => return served.map_err(ended),
             () = stop => {}
         }
         connection.as_mut().graceful_shutdown();
         let drained = timeout(DRAIN_MAX, connection).await;
-        drained.map_err(|_elapsed| TunnelError::DrainTimeout)?.map_err(TunnelError::from_http2)
+        drained.map_err(|_elapsed| TunnelError::DrainTimeout)?.map_err(ended)
     }
 }
 

@@ -1,7 +1,10 @@
 //! What can end a tunnel or keep it from starting, told for an operator. Text that came from the peer is
 //! in here only escaped and cut.
 
-use std::io;
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use hyper::Request;
 
@@ -32,13 +35,13 @@ pub enum TunnelError {
     /// After the welcome came something else than HTTP/2.
     #[error("the hub did not start HTTP/2 after its welcome; are both sides of the same release line?")]
     NotHttp2,
-    /// The byte stream failed during the opening.
+    /// The byte stream failed.
     #[error("the WebSocket failed")]
     Stream(#[source] StreamFault),
     /// No answer to a keep-alive.
     #[error("the peer stopped answering: no reply to a ping within {:?}", limits::KEEP_ALIVE_TIMEOUT)]
     PeerSilent,
-    /// The HTTP/2 connection failed; the source tells why, also for a failed byte stream.
+    /// The HTTP/2 connection failed; the source tells why.
     #[error("the tunnel's HTTP/2 connection failed")]
     Http2(#[source] hyper::Error),
     /// Streams were still open when the longest time to finish them was over.
@@ -46,16 +49,70 @@ pub enum TunnelError {
     DrainTimeout,
 }
 
+/// What a [`TunnelError`] comes down to, of a few: for metrics and alerts, to which a text says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// No answer to a PING.
+    KeepAlive,
+    /// The peer took no byte while some were waiting.
+    WriteStall,
+    /// The peer closed and gave a code that means failure.
+    PeerClosed,
+    /// The connection ended without a word.
+    Broken,
+    /// The peer broke the rules of WebSocket or HTTP/2.
+    Protocol,
+    /// The peer did too much of what costs it nothing: a limit against floods was met.
+    Flood,
+    /// The time to finish open streams was over.
+    DrainTimeout,
+}
+
 impl TunnelError {
+    /// What it comes down to.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::PeerSilent | Self::HelloTimeout => Cause::KeepAlive,
+            Self::ClosedInHello | Self::Refused(_) => Cause::PeerClosed,
+            Self::Hello(_) | Self::NotHttp2 => Cause::Protocol,
+            Self::DrainTimeout => Cause::DrainTimeout,
+            Self::Stream(fault) => fault.cause(),
+            Self::Http2(error) => Cause::of_http2(error),
+        }
+    }
+
     /// Sorts an error of the HTTP library: a missed keep-alive is a variant of its own, because it tells
-    /// of the network and not of the protocol.
-    pub(crate) fn from_http2(error: hyper::Error) -> Self {
-        if error.is_timeout() { Self::PeerSilent } else { Self::Http2(error) }
+    /// of the network and not of the protocol. The library forgets what failed below it, `stream` has kept it.
+    pub(crate) fn from_http2(error: hyper::Error, stream: &OnceLock<StreamFault>) -> Self {
+        if error.is_timeout() {
+            return Self::PeerSilent;
+        }
+        match stream.get() {
+            Some(fault) if http2(&error).is_none() => Self::Stream(fault.clone()),
+            Some(_) | None => Self::Http2(error),
+        }
     }
 }
 
+impl Cause {
+    fn of_http2(error: &hyper::Error) -> Self {
+        match http2(error) {
+            None => Self::Broken,
+            Some(error) if error.is_remote() => Self::PeerClosed,
+            Some(error) if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) => Self::Flood,
+            Some(_) => Self::Protocol,
+        }
+    }
+}
+
+/// What is wrong with the HTTP/2 itself, if it is not what carries it.
+fn http2(error: &hyper::Error) -> Option<&h2::Error> {
+    let source = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    (!source.is_io()).then_some(source)
+}
+
 /// Why the byte stream in the WebSocket ended other than by a clean close.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StreamFault {
     /// A text message; the tunnel is binary.
     #[error("the peer sent a text message; a tunnel carries binary messages only")]
@@ -88,7 +145,19 @@ pub enum StreamFault {
     WriteStalled,
     /// The socket below failed.
     #[error("the connection failed: {0}")]
-    Io(io::Error),
+    Io(Arc<io::Error>),
+}
+
+impl StreamFault {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Cut | Self::Io(_) => Cause::Broken,
+            Self::WriteStalled => Cause::WriteStall,
+            Self::PeerClosed { .. } => Cause::PeerClosed,
+            Self::EmptyFlood | Self::EndlessMessage => Cause::Flood,
+            Self::Text | Self::MessageTooBig | Self::Protocol(_) => Cause::Protocol,
+        }
+    }
 }
 
 impl From<StreamFault> for io::Error {

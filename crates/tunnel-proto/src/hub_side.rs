@@ -7,7 +7,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -26,7 +26,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::{
-    Body, SendError, TunnelError,
+    Body, SendError, StreamFault, TunnelError,
     hello::{Hello, HelloRefusal, Welcome},
     limits::{
         CONNECTION_WINDOW, DRAIN_MAX, HELLO_MAX, HELLO_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
@@ -73,11 +73,11 @@ where
     let hello = greeted?;
     io.begin();
 
-    let tasks = Tasks::default();
-    let (sender, connection) =
-        http2(tasks.starter()).handshake(TokioIo::new(io)).await.map_err(TunnelError::from_http2)?;
+    let (tasks, fault) = (Tasks::default(), io.fault());
+    let handshake = http2(tasks.starter()).handshake(TokioIo::new(io)).await;
+    let (sender, connection) = handshake.map_err(|error| TunnelError::from_http2(error, &fault))?;
     let tunnel = Tunnel { sender: Arc::new(Mutex::new(Some(sender))), queued: Arc::new(AtomicUsize::new(0)) };
-    Ok((hello, tunnel, TunnelDriver(Box::pin(drive(connection, tasks)))))
+    Ok((hello, tunnel, TunnelDriver(Box::pin(drive(connection, tasks, fault)))))
 }
 
 impl Tunnel {
@@ -180,12 +180,13 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
 async fn drive<S>(
     connection: Connection<TokioIo<WebSocketIo<S>>, Body, Starter>,
     tasks: Tasks,
+    fault: Arc<OnceLock<StreamFault>>,
 ) -> Result<(), TunnelError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Resolves as soon as no new stream can be opened: by us, or by the agent's GOAWAY.
-    connection.await.map_err(TunnelError::from_http2)?;
+    connection.await.map_err(|error| TunnelError::from_http2(error, &fault))?;
     timeout(DRAIN_MAX, tasks.finished()).await.map_err(|_elapsed| TunnelError::DrainTimeout)
 }
 

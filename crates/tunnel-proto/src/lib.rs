@@ -27,7 +27,7 @@ mod tasks;
 pub mod upgrade;
 pub mod websocket;
 
-pub use error::{SendError, StreamFault, TunnelError};
+pub use error::{Cause, SendError, StreamFault, TunnelError};
 pub use hello::{Hello, HelloRefusal, RefusalReason, Welcome};
 pub use upgrade::UpgradeProtocol;
 

@@ -10,6 +10,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -62,6 +63,8 @@ pub struct WebSocketIo<S> {
     /// Runs while we wait for the peer's.
     close_wait: Option<Pin<Box<Sleep>>>,
     stall: Option<Stall>,
+    /// What failed first, for whoever finds only that something did.
+    fault: Arc<OnceLock<StreamFault>>,
 }
 
 /// What the next read finds.
@@ -107,7 +110,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketIo<S> {
             closing: false,
             close_wait: None,
             stall: None,
+            fault: Arc::default(),
         }
+    }
+
+    /// Where it stands what failed first, once something has.
+    pub(crate) fn fault(&self) -> Arc<OnceLock<StreamFault>> {
+        Arc::clone(&self.fault)
+    }
+
+    fn note(&self, fault: StreamFault) -> io::Error {
+        // The first one is the cause of those after it.
+        let _ = self.fault.set(fault.clone());
+        fault.into()
     }
 
     /// Reads one whole message of at most `max` bytes; `None` is a clean close.
@@ -304,7 +319,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketIo<S> {
             return Poll::Ready(Ok(()));
         }
         if self.unread.is_empty() {
-            let Some(message) = ready!(self.poll_message(cx))? else { return Poll::Ready(Ok(())) };
+            let message = ready!(self.poll_message(cx)).map_err(|fault| self.note(fault))?;
+            let Some(message) = message else { return Poll::Ready(Ok(())) };
             self.unread = message;
         }
         let count = self.unread.len().min(buf.remaining());
@@ -335,7 +351,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketIo<S> {
             return Poll::Ready(Ok(offered));
         }
         if self.unsent.len() >= COALESCE {
-            ready!(self.poll_push(cx))?;
+            ready!(self.poll_push(cx)).map_err(|fault| self.note(fault))?;
         }
         let taken = offered.min(COALESCE - self.unsent.len());
         self.unsent.reserve(taken);
@@ -358,23 +374,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketIo<S> {
             return Poll::Ready(Ok(()));
         }
         if !self.unsent.is_empty() {
-            ready!(self.poll_push(cx))?;
+            ready!(self.poll_push(cx)).map_err(|fault| self.note(fault))?;
         }
-        self.poll_drained(cx).map_err(Into::into)
+        self.poll_drained(cx).map_err(|fault| self.note(fault))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // After the peer's close nothing of ours would be read.
         if !self.closing && self.reading == Reading::Open {
             if !self.unsent.is_empty() {
-                ready!(self.poll_push(cx))?;
+                ready!(self.poll_push(cx)).map_err(|fault| self.note(fault))?;
             }
-            ready!(self.poll_room(cx))?;
+            ready!(self.poll_room(cx)).map_err(|fault| self.note(fault))?;
             self.closing = true;
             let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-            Pin::new(&mut self.socket).start_send(Message::Close(Some(frame))).map_err(into_fault)?;
+            let closed = Pin::new(&mut self.socket).start_send(Message::Close(Some(frame)));
+            closed.map_err(|error| self.note(into_fault(error)))?;
         }
-        self.poll_closed(cx).map_err(Into::into)
+        self.poll_closed(cx).map_err(|fault| self.note(fault))
     }
 }
 
@@ -396,7 +413,9 @@ fn close_for(fault: &StreamFault) -> Option<(CloseCode, &'static str)> {
 fn into_fault(error: Error) -> StreamFault {
     match error {
         // Only the meter makes errors with a fault inside; give that back as it is.
-        Error::Io(error) => error.downcast::<StreamFault>().unwrap_or_else(StreamFault::Io),
+        Error::Io(error) => {
+            error.downcast::<StreamFault>().unwrap_or_else(|error| StreamFault::Io(Arc::new(error)))
+        }
         Error::Capacity(_) => StreamFault::MessageTooBig,
         Error::Utf8(_) => StreamFault::Text,
         Error::ConnectionClosed
@@ -410,7 +429,7 @@ fn into_fault(error: Error) -> StreamFault {
         | Error::AttackAttempt
         | Error::Url(_)
         | Error::Http(_)
-        | Error::HttpFormat(_)) => StreamFault::Io(io::Error::other(other)),
+        | Error::HttpFormat(_)) => StreamFault::Io(Arc::new(io::Error::other(other))),
     }
 }
 

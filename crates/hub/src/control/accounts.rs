@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{Control, catalog_is_filled};
 use crate::rewatch::Rewatch;
+use crate::tunnels::end::End;
 
 type Account = PartialObjectMeta<ServiceAccount>;
 
@@ -69,7 +70,7 @@ fn shut_out(control: &Control, gone: &[String]) {
     for cluster in control.catalog.all().values().filter(|cluster| gone.contains(&cluster.namespace)) {
         // In this order: whoever is cut comes back at once.
         control.catalog.hold(&cluster.id, Instant::now());
-        control.tunnels.close(&cluster.id, "its account in the parent was deleted");
+        control.tunnels.close(&cluster.id, End::AccountDeleted);
     }
 }
 

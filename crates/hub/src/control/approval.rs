@@ -41,6 +41,7 @@ use super::objects::{
 };
 use super::{Control, DEADLINE, catalog_is_filled};
 use crate::join::has_code;
+use crate::tunnels::end::End;
 
 type Request = ClusterRegistrationRequest;
 type Guarded = DeserializeGuard<Request>;
@@ -395,7 +396,7 @@ async fn set_up(
                 .patch(name.as_str(), &PatchParams::default(), &Patch::Merge(patch))
                 .await
                 .map_err(|error| Trouble::Api("writing the cluster's key", error))?;
-            control.tunnels.close(id, "the cluster was registered again with another key");
+            control.tunnels.close(id, End::Rekeyed);
         }
         Some(_) => {}
     }
@@ -524,7 +525,7 @@ async fn remove(
     request: &Request,
     id: &ClusterId,
 ) -> Result<(), Trouble> {
-    control.tunnels.close(id, "the cluster was unregistered");
+    control.tunnels.close(id, End::Unregistered);
     belongings::remove(&control.client, id).await?;
     let this_one = DeleteParams {
         preconditions: Some(Preconditions {

@@ -36,6 +36,7 @@ use crate::authz::fake_parent::FakeParent;
 use crate::catalog::Cluster;
 use crate::limits::Limits;
 use crate::listen;
+use crate::tunnels::end::End;
 
 mod abuse;
 mod allocations;
@@ -45,6 +46,7 @@ mod conformance;
 mod connect;
 mod contract;
 mod drain;
+mod endings;
 mod frames;
 mod gateway;
 mod hostile;

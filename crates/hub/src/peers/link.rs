@@ -36,6 +36,7 @@ use crate::certificates::peer::{PeerTls, name_of};
 use crate::forward::empty;
 use crate::handle::Hub;
 use crate::listen::tune;
+use crate::tunnels::end::End;
 
 /// Silence after which a PING goes out.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -309,7 +310,7 @@ fn settle(hub: &Hub, link: &Link, id: &ClusterId, agent: &str) {
     let another = hub.tunnels.get(id).is_some_and(|live| live.hello.instance != agent);
     if another && link.instance < hub.settings.hub_id {
         tracing::warn!(cluster = %id, peer = link.instance, "another agent with the same identity is at another replica");
-        hub.tunnels.close(id, "another agent with the same identity is at another replica");
+        hub.tunnels.close(id, End::Conflict);
     }
 }
 

@@ -29,6 +29,7 @@ use crate::catalog::Cluster;
 use crate::handle::{self, Hub};
 use crate::peers::link::Link;
 use crate::refusal::Refusal;
+use crate::tunnels::end::End;
 use crate::tunnels::{Conflict, Live};
 
 /// An agent that holds a cluster's place has so long to prove that it lives, when another wants the place.
@@ -102,9 +103,14 @@ fn on_hold(cluster: &Cluster, rest: Duration) -> Refusal {
         .into()
 }
 
-/// Whether a tunnel that was let in with this key may still stand.
-fn is_current(hub: &Hub, id: &ClusterId, key: &str) -> bool {
-    hub.catalog.get(id).is_some_and(|cluster| !cluster.denied && cluster.key_fingerprint == key)
+/// Why a tunnel that was let in with this key may no longer stand.
+fn revoked(hub: &Hub, id: &ClusterId, key: &str) -> Option<End> {
+    match hub.catalog.get(id) {
+        None => Some(End::Unregistered),
+        Some(cluster) if cluster.denied => Some(End::ShutOut),
+        Some(cluster) if cluster.key_fingerprint != key => Some(End::Rekeyed),
+        Some(_) => None,
+    }
 }
 
 fn not_an_upgrade(refusal: UpgradeRefusal) -> Response<ResponseBody> {
@@ -147,16 +153,19 @@ async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: 
         renewed: std::sync::Mutex::default(),
         tunnel,
         cut: Stop::new(),
+        end: std::sync::OnceLock::new(),
     });
     let entered = match hub.tunnels.insert(Arc::clone(&live)) {
         Ok(entered) => entered,
         Err(conflict) => return tracing::warn!(?conflict, "a tunnel was not opened"),
     };
     // The catalog may have changed since it was let in, and nobody looked at a tunnel that was not entered yet.
-    if !is_current(&hub, &id, &live.key) {
+    if let Some(end) = revoked(&hub, &id, &live.key) {
+        hub.metrics.tunnel_ended(end.as_str());
         return tracing::info!(
             tunnel = live.tunnel_id,
-            "a tunnel was not opened: the cluster changed meanwhile"
+            reason = end.as_str(),
+            "a tunnel was not opened: {end} meanwhile"
         );
     }
     tracing::info!(
@@ -165,9 +174,10 @@ async fn run(hub: Arc<Hub>, cluster: Arc<Cluster>, who: Arc<Identity>, upgrade: 
         agent_version = live.hello.agent_version,
         "a tunnel is open"
     );
-    let why = carry(&hub, &who, &live, driver).await;
+    let (end, why) = carry(&hub, &who, &live, driver).await;
     drop(entered);
-    tracing::info!(tunnel = live.tunnel_id, why, "a tunnel has ended");
+    hub.metrics.tunnel_ended(end.as_str());
+    tracing::info!(tunnel = live.tunnel_id, reason = end.as_str(), why, "a tunnel has ended");
 }
 
 /// The answer to a hello. The id in it is compared, never believed.
@@ -242,13 +252,18 @@ pub(crate) async fn settle(hub: &Hub, id: &ClusterId, instance: &str) -> bool {
             tunnel = live.tunnel_id,
             "the agent that held the tunnel is silent; its place is free"
         );
-        live.cut.cancel();
+        live.cut(End::Silent);
     }
     false
 }
 
 /// Keeps the tunnel going until it ends, and tells why it did.
-async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver: TunnelDriver) -> String {
+async fn carry(
+    hub: &Arc<Hub>,
+    who: &Arc<Identity>,
+    live: &Arc<Live>,
+    mut driver: TunnelDriver,
+) -> (End, String) {
     let limits = &hub.settings.limits;
     let mut recheck = interval_at(Instant::now() + limits.recheck, limits.recheck);
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -258,11 +273,15 @@ async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver
     loop {
         tokio::select! {
             biased;
-            () = live.cut.cancelled() => return "it was cut by this hub".to_owned(),
-            () = hub.phases.cut.cancelled() => return "this hub has stopped".to_owned(),
+            () = live.cut.cancelled() => return told(live.end.get().copied().unwrap_or(End::Silent)),
+            () = hub.phases.cut.cancelled() => return told(End::Shutdown),
             ended = &mut driver => return match ended {
-                Ok(()) => "it was closed in order".to_owned(),
-                Err(error) => chain(&error),
+                Ok(()) => told(match live.end.get() {
+                    Some(End::Replaced) if aged => End::Aged,
+                    Some(end) => *end,
+                    None => End::Goaway,
+                }),
+                Err(error) => (End::from(error.cause()), chain(&error)),
             },
             () = hub.phases.stopping.cancelled(), if !stopping => {
                 stopping = true;
@@ -286,16 +305,20 @@ async fn carry(hub: &Arc<Hub>, who: &Arc<Identity>, live: &Arc<Live>, mut driver
                 hub.streams.spawn(async move { live.say_goaway().await });
             }
             _ = recheck.tick() => {
-                if !is_current(hub, &live.cluster, &live.key) {
-                    return "its cluster was removed, shut out or registered again with another key".to_owned();
+                if let Some(end) = revoked(hub, &live.cluster, &live.key) {
+                    return told(end);
                 }
                 // An authorizer that does not answer takes no tunnel away.
                 if let Err(refusal @ (Refusal::ClusterForbidden(..) | Refusal::Forbidden(_))) = admit(hub, who, &live.cluster).await {
-                    return format!("its agent may no longer hold it: {refusal}");
+                    return (End::Forbidden, format!("{}: {refusal}", End::Forbidden));
                 }
             }
         }
     }
+}
+
+fn told(end: End) -> (End, String) {
+    (end, end.to_string())
 }
 
 /// An error with what caused it.

@@ -10,15 +10,25 @@ use futures::{SinkExt as _, StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{Response, body::Frame};
 use tokio::{
+    io::AsyncWriteExt as _,
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use tokio_tungstenite::tungstenite::Message;
-use tunnel_proto::{Body, SendError, TunnelError, agent_side};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+use tunnel_proto::{
+    Body, Cause, SendError, StreamFault, TunnelError, agent_side,
+    limits::{DRAIN_MAX, EMPTY_IN_A_ROW},
+};
 
-use crate::harness::{
-    NOTICED, World, close_code, empty, fake_hub, full, get, greeted_by_fake_agent, hello, next_binary,
-    welcome,
+use crate::{
+    frames::{DATA, GOAWAY, HEADERS, SETTINGS, WINDOW_UPDATE, frame, ok},
+    harness::{
+        NOTICED, World, close_code, empty, fake_hub, full, get, greeted_by_fake_agent, hello, next_binary,
+        welcome,
+    },
 };
 
 /// A body that is fed from outside, and ends when its sender is dropped.
@@ -148,7 +158,7 @@ async fn a_connection_that_is_cut_is_an_error_on_the_hub() {
     let (tunnel, driver, agent) = greeted_by_fake_agent(64 * 1024).await;
     drop(agent);
     let error = driver.await.unwrap_err();
-    assert!(matches!(error, TunnelError::Http2(_)), "{error}");
+    assert!(matches!(error, TunnelError::Stream(StreamFault::Cut)), "{error}");
     assert!(tunnel.is_closed());
 }
 
@@ -173,7 +183,7 @@ async fn a_connection_that_is_cut_is_an_error_on_the_agent() {
     let (served, hub) = serving_a_fake_hub().await;
     drop(hub);
     let error = served.await.unwrap_err();
-    assert!(matches!(error, TunnelError::Http2(_)), "{error}");
+    assert!(matches!(error, TunnelError::Stream(_)), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,4 +254,84 @@ async fn the_hub_learns_of_an_agent_that_opens_a_stream() {
     let frames = b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x02\x82";
     agent.send(Message::binary(&frames[..])).await.unwrap();
     assert!(driver.await.is_err());
+}
+
+/// What the hub's end comes to when an agent does this while a request waits.
+async fn cause_of(pipe: usize, does: impl AsyncFnOnce(&mut Peer)) -> Cause {
+    let (tunnel, driver, mut agent) = greeted_by_fake_agent(pipe).await;
+    let waits = async {
+        let sent =
+            tunnel.send(http::Request::post("http://kubernetes/").body(full(vec![0; 100_000])).unwrap());
+        drop(sent.await);
+        std::future::pending::<()>().await;
+    };
+    let acts = async {
+        agent.send(Message::binary(frame(SETTINGS, 0, 0, &[]))).await.unwrap();
+        does(&mut agent).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        ended = driver => ended.unwrap_err().cause(),
+        () = waits => unreachable!(),
+        () = acts => unreachable!(),
+    }
+}
+
+type Peer = tokio_tungstenite::WebSocketStream<tokio::io::DuplexStream>;
+
+async fn pour(agent: &mut Peer, messages: impl IntoIterator<Item = Message>) {
+    let (mut sink, mut stream) = agent.split();
+    let send = async {
+        for message in messages {
+            if sink.send(message).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    // Reads meanwhile, until the other side has closed.
+    let read = async { while let Some(Ok(_)) = stream.next().await {} };
+    tokio::select! { () = send => {}, () = read => {} }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_broken_end_of_a_tunnel_has_its_cause() {
+    let pipe = 64 * 1024;
+    let binary = |bytes: Vec<u8>| [Message::binary(bytes)];
+    let cut = cause_of(pipe, async |agent| drop(agent.get_mut().shutdown().await));
+    assert_eq!(cut.await, Cause::Broken);
+    let closed = CloseFrame { code: CloseCode::Policy, reason: "go away".into() };
+    let closed = cause_of(pipe, async |agent| pour(agent, [Message::Close(Some(closed))]).await);
+    assert_eq!(closed.await, Cause::PeerClosed);
+    let failed = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 2]);
+    assert_eq!(cause_of(pipe, async |agent| pour(agent, binary(failed)).await).await, Cause::PeerClosed);
+    let silent = cause_of(pipe, async |agent| while agent.next().await.is_some() {});
+    assert_eq!(silent.await, Cause::KeepAlive);
+    assert_eq!(cause_of(300, async |_| ()).await, Cause::WriteStall);
+    let text = cause_of(pipe, async |agent| pour(agent, [Message::text("hello")]).await);
+    assert_eq!(text.await, Cause::Protocol);
+    let wrong = frame(WINDOW_UPDATE, 0, 0, &i32::MAX.to_be_bytes());
+    assert_eq!(cause_of(pipe, async |agent| pour(agent, binary(wrong)).await).await, Cause::Protocol);
+    let pings = std::iter::repeat_n(Message::Ping(Bytes::new()), EMPTY_IN_A_ROW + 1);
+    assert_eq!(cause_of(pipe, async |agent| pour(agent, pings).await).await, Cause::Flood);
+    let empty = [ok(1, 0, &[]), frame(DATA, 0, 1, &[]).repeat(1_000)].concat();
+    let empty = cause_of(pipe, async |agent| {
+        // Answers what has been asked by then.
+        while !agent.next().await.unwrap().unwrap().into_data().windows(2).any(|pair| pair == [HEADERS, 4]) {}
+        pour(agent, binary(empty)).await;
+    });
+    assert_eq!(empty.await, Cause::Flood);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_whose_last_stream_never_ends_is_ended_by_the_limit() {
+    let (_text_tx, body) = fed();
+    let mut world = answering(body).await;
+    let began = Instant::now();
+    let _answer = world.tunnel.send(get("/watch")).await.unwrap();
+    world.tunnel.close();
+    let (hub, _agent) = world.ended().await;
+    assert_eq!(hub.unwrap_err().cause(), Cause::DrainTimeout);
+    assert!(began.elapsed() >= DRAIN_MAX && began.elapsed() < DRAIN_MAX + NOTICED);
 }

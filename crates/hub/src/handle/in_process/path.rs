@@ -54,7 +54,7 @@ async fn a_broken_tunnel_is_never_a_complete_answer() {
         let mut response =
             world.get(wire, "alice", &format!("{BASE}/c1/proxy/direct/watch?watch=true")).await;
         response.frame().await.unwrap().unwrap();
-        world.hub.tunnels.close(&"c1".parse().unwrap(), "test");
+        world.hub.tunnels.close(&"c1".parse().unwrap(), End::Forbidden);
         assert!(response.frame().await.unwrap().is_err(), "an error, not an end");
     }
 }
@@ -166,7 +166,7 @@ async fn an_offline_cluster_is_not_worth_a_retry_and_a_lost_one_is() {
 
     let mut world = World::connected().await;
     let mut changes = world.hub.tunnels.changes();
-    world.hub.tunnels.close(&"c1".parse().unwrap(), "test");
+    world.hub.tunnels.close(&"c1".parse().unwrap(), End::Forbidden);
     changes.changed().await.unwrap();
     let lost = world.get(Wire::H1, "alice", &format!("{BASE}/c1/proxy/direct/api")).await;
     assert_eq!((lost.status().as_u16(), &lost.headers()["retry-after"]), (503, &"1".parse().unwrap()));

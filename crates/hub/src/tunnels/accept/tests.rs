@@ -134,9 +134,9 @@ async fn a_tunnel_bears_the_key_that_it_was_let_in_with() {
     let (_, _connection) = agent_side::connect(io, &Hello::new("c1", "agent-1", "1")).await.unwrap();
     timeout(SOON, changes.changed()).await.unwrap().unwrap();
     assert_eq!(world.hub.tunnels.get(&"c1".parse().unwrap()).unwrap().key, "old");
-    assert!(is_current(&world.hub, &"c1".parse().unwrap(), "old"));
+    assert_eq!(revoked(&world.hub, &"c1".parse().unwrap(), "old"), None);
     world.hub.catalog.replace([Cluster { denied: true, ..cluster("old") }]);
-    assert!(!is_current(&world.hub, &"c1".parse().unwrap(), "old"));
+    assert_eq!(revoked(&world.hub, &"c1".parse().unwrap(), "old"), Some(End::ShutOut));
 }
 
 #[tokio::test]
