@@ -26,7 +26,9 @@ use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
 
 use crate::config::Proxy;
 use crate::credentials::{Credentials, State};
-use crate::limits::{GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE, SUCCEEDED_REST};
+use crate::limits::{
+    GATEWAY_BUSY_TRIES, GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE, SUCCEEDED_REST,
+};
 use crate::parent::Parent;
 use crate::register::{Outcome, Registration, ask};
 use crate::serve::Service;
@@ -81,6 +83,8 @@ struct Course {
     way: Way,
     /// How often the gateway was out of reach, one time after the other.
     gateway_failed: u32,
+    /// How often it said that it is busy, one time after the other.
+    gateway_busy: u32,
 }
 
 /// What an attempt came to.
@@ -122,7 +126,7 @@ impl Dialer {
     async fn dial_for_ever(&self, lane: usize, tunnels: &mut Tunnels, stop: &Stop) {
         let mut pace = Pace::new();
         let mut log = Log::default();
-        let mut course = Course { lane, way: Way::Usual, gateway_failed: 0 };
+        let mut course = Course { lane, way: Way::Usual, gateway_failed: 0, gateway_busy: 0 };
         let tasks = Tasks::default();
         loop {
             if self.service.succeeded.is_cancelled() {
@@ -155,7 +159,8 @@ impl Dialer {
                 }
                 Err(trouble) => {
                     self.note(lane, &mut log, &trouble);
-                    pace.after_trouble(Instant::now())
+                    // On top of what the other side asked for: it says the same to many.
+                    trouble.after.unwrap_or_default() + pace.after_trouble(Instant::now())
                 }
             };
             self.rest(lane, pause, &mut pace).await;
@@ -312,13 +317,18 @@ impl Dialer {
         };
         let trouble = match at_gateway.await {
             Ok(opened) => {
-                course.gateway_failed = 0;
+                (course.gateway_failed, course.gateway_busy) = (0, 0);
                 return Ok(opened);
             }
             Err(trouble) => {
                 Trouble::new(trouble.code, format!("gateway {}: {}", gateway.url, trouble.message))
+                    .not_before(trouble.after)
             }
         };
+        if trouble.after.is_some() && course.gateway_busy < GATEWAY_BUSY_TRIES {
+            course.gateway_busy += 1;
+            return Err(trouble);
+        }
         course.gateway_failed = course.gateway_failed.saturating_add(1);
         match trouble.code {
             // So says the hub itself, who would say the same behind any door.

@@ -123,6 +123,9 @@ pub const DIAL_MAX: Duration = Duration::from_secs(60);
 pub const RETURN_WINDOW: Duration = Duration::from_secs(20);
 /// See [`RETURN_WINDOW`].
 pub const RETURN_MAX: Duration = Duration::from_secs(3);
+/// Longest `Retry-After` that is obeyed: a hub, or whoever answers in its place, cannot keep an agent away for longer.
+/// The delay that would have been without it comes on top, so that those who were told the same do not come together.
+pub const RETRY_AFTER_MAX: Duration = DIAL_MAX;
 /// One that lived less was never good: there is nothing to hurry back to.
 pub const RETURN_LIVED: Duration = Duration::from_secs(5);
 /// A tunnel that lived this long was a good one: the delays begin anew.
@@ -151,6 +154,10 @@ pub const SUCCESSOR_TIME: Duration = Duration::from_secs(2);
 pub const SUCCEEDED_REST: Duration = Duration::from_secs(120);
 /// Over so long watches end when the process stops, so that thousands do not begin anew at one moment.
 pub const WATCHES_END_WITHIN: Duration = Duration::from_secs(5);
+/// So often a gateway that says `Retry-After` is believed to be there and busy: the parent's API server leads to the
+/// same hub, and would only carry its load too. Some minutes, in which a hub has let everybody in; after that it counts
+/// as out of reach.
+pub const GATEWAY_BUSY_TRIES: u32 = 20;
 /// Old tunnels that may finish their streams beside the new one.
 pub const OLD_TUNNELS: usize = 4;
 /// For how long they may.

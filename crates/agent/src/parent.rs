@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::names::REGISTRATIONS_PATH;
 use api::secret::Secret;
@@ -29,7 +30,7 @@ use crate::config::{Address, Proxy, parse_https};
 use crate::dial::seats::Replica;
 use crate::limits::{
     ANSWER_HEADER_LINES, PARENT_ADDRESSES, PARENT_ANSWER_TIMEOUT, PARENT_CONNECT_TIMEOUT,
-    REGISTRATION_ANSWER, SEND_BUFFER, UNSENT,
+    REGISTRATION_ANSWER, RETRY_AFTER_MAX, SEND_BUFFER, UNSENT,
 };
 use crate::tasks::Tasks;
 use crate::trouble::{Code, Trouble, chain};
@@ -54,6 +55,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 pub struct Answer {
     /// Its status.
     pub code: StatusCode,
+    /// Its `Retry-After`.
+    pub after: Option<Duration>,
     /// Its body, bounded.
     pub body: Bytes,
 }
@@ -93,9 +96,9 @@ impl Parent {
         let request = self.request(Method::GET, path, headers, Bytes::new())?;
         let mut answer = self.send(request, tasks).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let code = answer.status();
+            let (code, after) = (answer.status(), retry_after(answer.headers()));
             let body = self.bounded(answer.into_body()).await.unwrap_or_default();
-            return Err(refused_upgrade(code, &body));
+            return Err(refused_upgrade(code, after, &body));
         }
         check_upgrade_answer(&key, answer.status(), answer.headers())
             .map_err(|error| Trouble::new(Code::Upgrade, error.to_string()))?;
@@ -118,9 +121,9 @@ impl Parent {
         ]);
         let request = self.request(Method::POST, REGISTRATIONS_PATH, headers, json.into())?;
         let answer = self.send(request, tasks).await?;
-        let code = answer.status();
+        let (code, after) = (answer.status(), retry_after(answer.headers()));
         let body = self.bounded(answer.into_body()).await?;
-        Ok(Answer { code, body })
+        Ok(Answer { code, after, body })
     }
 
     fn request(
@@ -286,7 +289,7 @@ fn bearer(token: &Secret) -> Result<HeaderValue, Trouble> {
 }
 
 /// What an answer other than 101 to the upgrade means.
-fn refused_upgrade(code: StatusCode, body: &[u8]) -> Trouble {
+fn refused_upgrade(code: StatusCode, after: Option<Duration>, body: &[u8]) -> Trouble {
     let said = message_of(body);
     match code {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -296,10 +299,17 @@ fn refused_upgrade(code: StatusCode, body: &[u8]) -> Trouble {
             Trouble::new(Code::NotFound, format!("the parent knows no tunnels ({code}): {said}"))
         }
         code if code.is_server_error() || code == StatusCode::TOO_MANY_REQUESTS => {
-            Trouble::new(Code::HubDown, format!("the parent answered {code}: {said}"))
+            Trouble::new(Code::HubDown, format!("the parent answered {code}: {said}")).not_before(after)
         }
         code => Trouble::new(Code::Upgrade, format!("the parent answered {code} instead of 101: {said}")),
     }
+}
+
+/// How long the other side wants to be left alone (RFC 9110 section 10.2.3), within bounds. Its other form, a date, no
+/// Kubernetes server uses, and it would be one of another clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
 /// TCP to one of the name's addresses.

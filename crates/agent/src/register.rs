@@ -195,7 +195,8 @@ fn judge(registration: &Registration, answer: &Answer) -> Result<Outcome, Troubl
             return Err(Trouble::new(Code::NotFound, format!("the parent has no hub: {}", said())));
         }
         code if code.is_server_error() || code == StatusCode::TOO_MANY_REQUESTS => {
-            return Err(Trouble::new(Code::HubDown, format!("the parent answered {code}: {}", said())));
+            let trouble = Trouble::new(Code::HubDown, format!("the parent answered {code}: {}", said()));
+            return Err(trouble.not_before(answer.after));
         }
         code => {
             return Err(Trouble::new(
@@ -246,7 +247,8 @@ mod tests {
     }
 
     fn answer(code: u16, body: &serde_json::Value) -> Answer {
-        Answer { code: StatusCode::from_u16(code).unwrap(), body: body.to_string().into() }
+        let code = StatusCode::from_u16(code).unwrap();
+        Answer { code, after: Some(Duration::from_secs(9)), body: body.to_string().into() }
     }
 
     #[test]
@@ -284,7 +286,8 @@ mod tests {
         assert_eq!(expired.code, Code::Refused);
         assert!(expired.message.contains("expired at 2020-01-01"), "{expired}");
         assert_eq!(judged(404, serde_json::json!({})).unwrap_err().code, Code::NotFound);
-        assert_eq!(judged(503, serde_json::json!({})).unwrap_err().code, Code::HubDown);
+        let busy = judged(503, serde_json::json!({})).unwrap_err();
+        assert_eq!((busy.code, busy.after), (Code::HubDown, Some(Duration::from_secs(9))));
         assert_eq!(judged(200, serde_json::json!([])).unwrap_err().code, Code::HubDown);
     }
 

@@ -2,6 +2,7 @@
 //! to do next. The same trouble is logged once, not once a try.
 
 use std::fmt;
+use std::time::Duration;
 
 /// What kind of trouble; the number is stable and stands in the documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,12 +116,25 @@ pub struct Trouble {
     pub code: Code,
     /// What happened, without what changes from try to try.
     pub message: String,
+    /// How long the other side wants to be left alone (`Retry-After`).
+    pub after: Option<Duration>,
 }
 
 impl Trouble {
     /// Of a kind, with what happened.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: api::status::printable(&message.into(), api::status::MAX_MESSAGE) }
+        Self { code, message: api::status::printable(&message.into(), api::status::MAX_MESSAGE), after: None }
+    }
+
+    /// The same, to be tried again no sooner than this.
+    #[must_use]
+    pub fn not_before(self, after: Option<Duration>) -> Self {
+        Self { after, ..self }
+    }
+
+    /// Whether an operator would call it the same; when to try again changes from try to try.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.code, &self.message) == (other.code, &other.message)
     }
 }
 
@@ -133,7 +147,7 @@ pub struct Log {
 impl Log {
     /// Logs it, unless the last one was the same. Tells whether it was logged.
     pub fn report(&mut self, trouble: &Trouble) -> bool {
-        if self.last.as_ref() == Some(trouble) {
+        if self.last.as_ref().is_some_and(|last| last.is_same(trouble)) {
             tracing::debug!(code = %trouble.code, reason = %trouble.message, "still in trouble");
             return false;
         }
@@ -179,6 +193,10 @@ mod tests {
         let tcp = Trouble::new(Code::Tcp, "refused");
         assert!(log.report(&tcp));
         assert!(!log.report(&tcp));
+        assert!(
+            !log.report(&tcp.clone().not_before(Some(Duration::from_secs(7)))),
+            "only the time is another"
+        );
         assert!(log.report(&Trouble::new(Code::Dns, "no such name")));
         assert!(log.report(&tcp));
         log.clear();

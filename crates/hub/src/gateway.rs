@@ -195,6 +195,7 @@ async fn connect(
     let Shown::Parents(token) = shown else {
         return Err(Refusal::Forbidden("the token of a kubeconfig opens no tunnel".to_owned()));
     };
+    let _turn = accept::turn(hub).await?;
     // Before the parent is asked: its answer is as old as the question, and may take longer than what is left of the hold.
     let held = hub.catalog.get(&cluster).and_then(|cluster| hub.catalog.held(&cluster));
     let who = hub.tokens.fresh(&token, from).await?;

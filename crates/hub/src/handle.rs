@@ -38,12 +38,13 @@ use crate::grant::Grant;
 use crate::issued;
 use crate::issued::IssuedTokens;
 use crate::join::Join;
-use crate::listen::{KEPT_FOR_EACH_DOOR, MAX_CONNECTIONS, Places};
+use crate::listen::{Handshakes, KEPT_FOR_EACH_DOOR, MAX_CONNECTIONS, Places};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
 use crate::shares::Shares;
+use crate::tunnels::openings::Openings;
 use crate::tunnels::{Tunnels, accept};
 
 /// Largest body of an invitation or registration; the largest honest one is a few KiB. Costs that much per
@@ -84,6 +85,10 @@ pub struct Hub {
     pub peers: Arc<Peers>,
     /// Connections at both doors.
     pub places: Places,
+    /// Their TLS handshakes.
+    pub handshakes: Handshakes,
+    /// Tunnels that are being opened.
+    pub openings: Openings,
     /// What each user may take of this hub.
     pub users: Shares,
     /// What may be asked of each cluster.
@@ -133,6 +138,8 @@ impl Hub {
                 MAX_CONNECTIONS,
                 if settings.gateway.is_some() { KEPT_FOR_EACH_DOOR } else { 0 },
             ),
+            handshakes: Handshakes::default(),
+            openings: Openings::default(),
             users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
             clusters: Shares::new(settings.limits.cluster_in_flight, settings.limits.cluster_rate),
             audit,
@@ -225,7 +232,10 @@ async fn decide(
             may_read(hub, &who, uri.path()).await?;
             Ok(metrics(hub))
         }
-        RequestInfo::Attach(cluster) => Box::pin(accept::attach(hub, &who, cluster, None, request)).await,
+        RequestInfo::Attach(cluster) => {
+            let _turn = accept::turn(hub).await?;
+            Box::pin(accept::attach(hub, &who, cluster, None, request)).await
+        }
         RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, None, proxied, request, id, event).await,
         RequestInfo::Invite => {
             let body = Box::pin(may_create(hub, &who, "clusterinvitations", request)).await?;

@@ -30,6 +30,7 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod peers;
+pub mod queue;
 pub mod refusal;
 pub mod request_info;
 mod rewatch;

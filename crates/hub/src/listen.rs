@@ -31,7 +31,6 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::authn::{Door, Peer};
@@ -39,8 +38,10 @@ use crate::handle::{self, Hub};
 use crate::limits::Limits;
 use crate::metrics::InFlight;
 
+mod handshakes;
 mod places;
 
+pub use handshakes::Handshakes;
 pub use places::{KEPT_FOR_EACH_DOOR, MAX_CONNECTIONS, Places};
 use places::{Place, Placed};
 
@@ -76,7 +77,7 @@ pub async fn serve(
     certificate: ServingCert,
     hub: Arc<Hub>,
 ) -> anyhow::Result<()> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls(door, certificate)?));
+    let tls = Arc::new(tls(door, certificate)?);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -87,10 +88,10 @@ pub async fn serve(
         };
         match accepted {
             Ok((socket, address, place)) => {
-                let (acceptor, hub) = (acceptor.clone(), Arc::clone(&hub));
+                let (tls, hub) = (Arc::clone(&tls), Arc::clone(&hub));
                 let open = hub.doors.token();
                 connections.spawn(async move {
-                    connection(door, socket, address, place, acceptor, hub).await;
+                    connection(door, socket, address, place, tls, hub).await;
                     drop(open);
                 });
             }
@@ -143,7 +144,7 @@ async fn connection(
     socket: TcpStream,
     address: SocketAddr,
     place: Place,
-    acceptor: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     hub: Arc<Hub>,
 ) {
     let _counted = InFlight::new(&hub.metrics.connections);
@@ -151,8 +152,12 @@ async fn connection(
     if let Err(error) = tune(&socket) {
         tracing::debug!(%address, %error, "a socket could not be tuned");
     }
-    let socket = match timeout(limits.head_timeout, acceptor.accept(socket)).await {
+    let socket = match timeout(limits.head_timeout, hub.handshakes.accept(door, socket, tls)).await {
         Ok(Ok(socket)) => socket,
+        Ok(Err(handshakes::Failed::NoRoom)) => {
+            hub.metrics.handshakes_refused.inc();
+            return tracing::debug!(%address, "too many TLS handshakes wait for their turn");
+        }
         Ok(Err(error)) => return tracing::debug!(%address, %error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
     };

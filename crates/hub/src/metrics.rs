@@ -79,6 +79,8 @@ pub struct Metrics {
     pub agent_errors: Counter,
     /// `towline_hub_connections`
     pub connections: Gauge,
+    /// `towline_hub_handshakes_refused_total`
+    pub handshakes_refused: Counter,
     /// `towline_hub_audit_lost_total`
     pub audit_lost: Counter,
     /// `towline_hub_streams_ended_total`
@@ -135,6 +137,11 @@ impl Metrics {
             metrics.agent_errors.clone(),
         );
         registry.register("connections", "Connections that are open", metrics.connections.clone());
+        registry.register(
+            "handshakes_refused",
+            "Connections that were closed because too many TLS handshakes waited",
+            metrics.handshakes_refused.clone(),
+        );
         registry.register("audit_lost", "Audit events that could not be written", metrics.audit_lost.clone());
         registry.register(
             "streams_ended",

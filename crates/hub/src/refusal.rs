@@ -51,6 +51,9 @@ pub enum Refusal {
     /// One source address has shown too many tokens that are nobody's; it may go on after so many seconds.
     #[error("too many tokens from this address were refused; try again in {0} s, with a good one")]
     FailedTokens(u32),
+    /// More agents come at once than can be let in; this one may come again after so many seconds.
+    #[error("more agents are connecting to this hub replica than it can let in at once; try again")]
+    TunnelsQueued(u32),
     /// The audit log cannot follow.
     #[error("the hub's audit log cannot be written as fast as requests come; try again")]
     AuditBehind,
@@ -114,6 +117,7 @@ impl Refusal {
             | Self::Offline(..)
             | Self::Starting
             | Self::Stopping
+            | Self::TunnelsQueued(_)
             | Self::AuditBehind => (StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable),
             Self::TunnelBroke(..) | Self::BadAnswer(..) => (StatusCode::BAD_GATEWAY, Reason::Unknown),
             Self::Timeout(..) => (StatusCode::GATEWAY_TIMEOUT, Reason::Timeout),
@@ -130,7 +134,7 @@ impl Refusal {
                 | Self::ShareUsedUp(_)
                 | Self::AuditBehind
         );
-        if let Self::FailedTokens(seconds) = self {
+        if let Self::FailedTokens(seconds) | Self::TunnelsQueued(seconds) = self {
             return status.retry_after(*seconds);
         }
         if passes { status.retry_after(1) } else { status }
@@ -152,6 +156,7 @@ impl Refusal {
             Self::BadRequest(_) => "bad_request",
             Self::ShareUsedUp(_) => "share_used_up",
             Self::FailedTokens(_) => "failed_tokens",
+            Self::TunnelsQueued(_) => "tunnels_queued",
             Self::AuditBehind => "audit_behind",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::JustLost(..) => "just_lost",

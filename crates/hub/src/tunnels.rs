@@ -26,6 +26,7 @@ use crate::metrics::{InFlight, Metrics};
 
 pub mod accept;
 pub mod end;
+pub mod openings;
 
 use end::End;
 

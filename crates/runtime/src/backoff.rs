@@ -49,4 +49,16 @@ mod tests {
         backoff.reset();
         assert_eq!(backoff.bound(), Duration::from_secs(1));
     }
+
+    #[test]
+    fn thousands_that_failed_together_come_back_evenly_over_the_whole_bound() {
+        let (all, slices) = (20_000, 10);
+        let mut come = vec![0; slices];
+        for _ in 0..all {
+            let delay = Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).delay();
+            come[(delay.as_secs_f64() * 10.0) as usize] += 1;
+        }
+        // 2,000 are expected in each tenth, with a standard deviation of 42.
+        assert!(come.iter().all(|tenth| (1_700..2_300).contains(tenth)), "{come:?}");
+    }
 }

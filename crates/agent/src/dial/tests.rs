@@ -40,6 +40,8 @@ struct Hub {
     replicas: Arc<AtomicU16>,
     /// Connections that were given up before the hello.
     declined: Arc<AtomicUsize>,
+    /// What the attempts to come are told to wait; after them they are let in.
+    later: Arc<Mutex<VecDeque<u64>>>,
     /// Which doors were tried for a tunnel.
     doors: Arc<Mutex<Vec<&'static str>>>,
     registered: Arc<Mutex<Vec<String>>>,
@@ -67,6 +69,11 @@ impl Hub {
         assert_eq!(request.uri().path(), path);
         if door == REFUSES {
             return text(401, "{}");
+        }
+        if let Some(seconds) = self.later.lock().unwrap().pop_front() {
+            let mut later = text(503, "{}");
+            later.headers_mut().insert("retry-after", seconds.into());
+            return later;
         }
         if bearer != format!("Bearer {}", self.token.lock().unwrap()) {
             return text(401, "{}");
@@ -131,6 +138,7 @@ impl World {
             places: Arc::new(Mutex::new(places.iter().copied().collect())),
             replicas: Arc::new(replicas.into()),
             declined: Arc::default(),
+            later: Arc::default(),
             doors: Arc::default(),
             registered: Arc::default(),
             tasks: Arc::default(),
@@ -546,12 +554,73 @@ const REAL_STEP: Duration = Duration::from_millis(5);
 
 /// Lets the agent's clock run for so long, and the real one meanwhile for as long as its sockets need.
 async fn pass(duration: Duration) {
+    pass_in_steps_of(REAL_STEP, duration).await;
+}
+
+async fn pass_in_steps_of(step: Duration, duration: Duration) {
     for _ in 0..duration.as_secs() {
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(1)).await;
         tokio::time::resume();
-        let _ = timeout(REAL_STEP, std::future::pending::<()>()).await;
+        let _ = timeout(step, std::future::pending::<()>()).await;
     }
+}
+
+/// A second in which the agent can dial, too: its own deadline of 20 s for that takes half a real one.
+async fn pass_slowly() {
+    pass_in_steps_of(REAL_STEP * 5, Duration::from_secs(1)).await;
+}
+
+/// Loses the tunnel, lets the hub tell the agent to wait so long, and counts the seconds until it comes again.
+async fn seconds_until_the_next_try(world: &mut World, tunnel: Tunnel, later: u64) -> u64 {
+    let tried = |world: &World| world.hub.doors.lock().unwrap().len();
+    let before = tried(world);
+    world.hub.later.lock().unwrap().push_back(later);
+    tunnel.close();
+    let refused = async {
+        while tried(world) == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, refused).await.unwrap();
+    let mut seconds = 0;
+    while tried(world) == before + 1 {
+        pass_slowly().await;
+        seconds += 1;
+        assert!(seconds < 200, "it does not come again");
+    }
+    seconds
+}
+
+#[tokio::test]
+async fn a_hub_that_says_when_to_come_again_is_left_alone_until_then_and_no_longer_than_a_minute() {
+    let mut world = World::start(&[]).await;
+    // Its own delay comes on top, and the real time of each step.
+    for (said, obeyed) in [(20, 18), (1_000_000, 57)] {
+        let (tunnel, _) = world.tunnel().await;
+        let seconds = seconds_until_the_next_try(&mut world, tunnel, said).await;
+        assert!(seconds >= obeyed, "it came again after {seconds} s, told {said} s");
+    }
+    world.tunnel().await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_busy_sends_nobody_to_the_parents_api_server() {
+    let mut world = World::start_with(&[], Some(SERVES), (&[], 0)).await;
+    let (tunnel, _) = world.tunnel().await;
+    let busy = usize::try_from(GATEWAY_TRIES + 2).unwrap();
+    world.hub.later.lock().unwrap().extend(vec![0; busy]);
+    tunnel.close();
+    for _ in 0..120 {
+        if !world.tunnels.is_empty() {
+            break;
+        }
+        pass_slowly().await;
+    }
+    world.tunnel().await;
+    assert_eq!(*world.hub.doors.lock().unwrap(), vec![SERVES; busy + 2]);
+    world.end().await;
 }
 
 async fn asked(world: &World, times: usize) {

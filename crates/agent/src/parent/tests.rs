@@ -135,3 +135,32 @@ async fn a_path_in_the_parents_url_stands_before_every_path() {
     let answer = register(&parent).await.unwrap();
     assert!(String::from_utf8_lossy(&answer.body).contains("/k8s/parent/apis/access.towline.io/"));
 }
+
+#[tokio::test]
+async fn when_to_come_again_is_read_from_an_answer_that_says_later_and_from_no_other() {
+    let day = (24 * 3600).to_string();
+    for (code, line, expected) in [
+        (503, Some("7"), Some(7)),
+        (429, Some(" 2 "), Some(2)),
+        (500, Some("0"), Some(0)),
+        // Nobody sends an agent away for a day.
+        (503, Some(day.as_str()), Some(60)),
+        (503, Some("-1"), None),
+        (503, Some("soon"), None),
+        (503, Some("Sun, 06 Nov 1994 08:49:37 GMT"), None),
+        (503, None, None),
+        (401, Some("7"), None),
+    ] {
+        let line: Option<HeaderValue> = line.map(|line| line.parse().unwrap());
+        let server = Server::start(&["http/1.1"], 1, move |_, _| {
+            let mut answer = text(code, "{}");
+            if let Some(line) = line.clone() {
+                answer.headers_mut().insert(header::RETRY_AFTER, line);
+            }
+            Box::pin(async { answer })
+        })
+        .await;
+        let trouble = dial(&parent(&server, &Proxy::default())).await;
+        assert_eq!(trouble.after.map(|after| after.as_secs()), expected, "{trouble}");
+    }
+}

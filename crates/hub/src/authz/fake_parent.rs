@@ -30,6 +30,8 @@ struct State {
     /// Whose each token is.
     tokens: Mutex<BTreeMap<String, Value>>,
     token_reviews: AtomicUsize,
+    /// Of these, how many are not answered yet, and the most that there were.
+    reviewing: (AtomicUsize, AtomicUsize),
     config_map: watch::Sender<Option<Value>>,
 }
 
@@ -47,6 +49,7 @@ impl FakeParent {
             asked: Mutex::default(),
             tokens: Mutex::default(),
             token_reviews: AtomicUsize::new(0),
+            reviewing: Default::default(),
             config_map: watch::Sender::new(None),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -81,6 +84,11 @@ impl FakeParent {
     /// How often somebody asked whose a token is.
     pub(crate) fn token_reviews(&self) -> usize {
         self.state.token_reviews.load(Ordering::Relaxed)
+    }
+
+    /// How many such questions waited for their answer at once, at most.
+    pub(crate) fn token_reviews_at_once(&self) -> usize {
+        self.state.reviewing.1.load(Ordering::Relaxed)
     }
 
     /// Sets the data of the ConfigMap; `None` deletes it.
@@ -137,6 +145,11 @@ async fn answer(state: &State, request: Request<Incoming>) -> Answer {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let mut review: Value = serde_json::from_slice(&body).unwrap();
             state.token_reviews.fetch_add(1, Ordering::Relaxed);
+            let now = state.reviewing.0.fetch_add(1, Ordering::Relaxed) + 1;
+            state.reviewing.1.fetch_max(now, Ordering::Relaxed);
+            // Others get their turn, as they do while a real one looks the account up.
+            tokio::task::yield_now().await;
+            state.reviewing.0.fetch_sub(1, Ordering::Relaxed);
             let token = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
             let user = state.tokens.lock().unwrap().get(&token).cloned();
             let audiences = review["spec"]["audiences"].clone();

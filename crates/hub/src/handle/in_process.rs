@@ -59,6 +59,7 @@ mod raw;
 mod recorder;
 mod renamed;
 mod slow;
+mod storm;
 
 const BASE: &str = "/apis/proxies.clusternet.io/v1alpha1/sockets";
 const AGENT: &str = "system:serviceaccount:clusternet-ns:clusternet-agent";
@@ -82,6 +83,10 @@ struct Setup {
     /// How long answers of the authorizer are remembered.
     memory: Duration,
     places: Option<Places>,
+    handshakes: Handshakes,
+    openings: Openings,
+    /// The hub has not read which clusters there are.
+    starting: bool,
     /// The parent's objects, invitations among them, where a test needs any.
     objects: Option<Client>,
     /// The name of this replica.
@@ -95,6 +100,9 @@ impl Default for Setup {
             audit: Audit::default(),
             memory: Duration::from_secs(10),
             places: None,
+            handshakes: Handshakes::default(),
+            openings: Openings::default(),
+            starting: false,
             objects: None,
             hub_id: "towline-hub",
         }
@@ -158,12 +166,15 @@ impl World {
             Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
         (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
         hub.places = setup.places.unwrap_or(hub.places);
+        (hub.handshakes, hub.openings) = (setup.handshakes, setup.openings);
         if let Some(objects) = setup.objects {
             hub.join = Join::new(objects, Arc::clone(&hub.settings), Arc::clone(&hub.catalog));
         }
         let hub = Arc::new(hub);
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();
-        hub.catalog.replace([cluster()]);
+        if !setup.starting {
+            hub.catalog.replace([cluster()]);
+        }
         let serving = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(serving.cert.der().clone()).unwrap();

@@ -28,12 +28,33 @@ use crate::body::ResponseBody;
 use crate::catalog::Cluster;
 use crate::handle::{self, Hub};
 use crate::peers::link::Link;
+use crate::queue::Turn;
 use crate::refusal::Refusal;
 use crate::tunnels::end::End;
 use crate::tunnels::{Conflict, Live};
 
+/// A hub that has just begun knows the clusters by then; the list of 10,000 takes the parent a second or two.
+const CLUSTERS_KNOWN: Duration = Duration::from_secs(5);
 /// An agent that holds a cluster's place has so long to prove that it lives, when another wants the place.
 const PROOF_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// Waits until this hub can open one more tunnel. To be asked before the parent is asked anything.
+///
+/// # Errors
+/// 503, with when to come again.
+pub async fn turn(hub: &Hub) -> Result<Turn, Refusal> {
+    if hub.phases.stopping.is_cancelled() {
+        return Err(Refusal::Stopping);
+    }
+    let turn = hub.openings.turn().await?;
+    // To a hub that has not read which clusters there are, all of them are unknown; and an agent that is told so
+    // believes that its credential has been taken away.
+    let mut known = hub.catalog.changes();
+    match timeout(CLUSTERS_KNOWN, known.wait_for(|generation| *generation > 0)).await {
+        Ok(_) => Ok(turn),
+        Err(_) => Err(Refusal::Starting),
+    }
+}
 
 /// Answers `GET sockets/<id>/attach`: 101, and the tunnel runs on a task of its own. `held` is how long nobody might open
 /// this tunnel yet when the caller's token was asked about, if that is not now.

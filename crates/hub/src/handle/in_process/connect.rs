@@ -3,19 +3,19 @@
 use super::*;
 use crate::issued::stored::Stored;
 
-const TOKEN: &str = "credential-of-the-agent";
-const PATH: &str = "/connect/c1";
+pub(super) const TOKEN: &str = "credential-of-the-agent";
+pub(super) const PATH: &str = "/connect/c1";
 
 impl World {
     /// With a token of the agent's account.
-    async fn for_agents(setup: Setup) -> Self {
+    pub(super) async fn for_agents(setup: Setup) -> Self {
         let world = Self::start_with(setup).await;
         world.parent.token(TOKEN, Some(json!({ "user": { "username": AGENT } })));
         world
     }
 
     /// Dials a tunnel at the gateway.
-    async fn knock_with(
+    pub(super) async fn knock_with(
         &mut self,
         token: &str,
         path: &str,

@@ -191,7 +191,7 @@ async fn each_end_of_a_tunnel_has_its_word_in_metric_and_log() {
     words.push(("forbidden", word(asked_often, answers, forbidden).await));
     let gives_no_sign = async |world: &mut World, _: &mut Agent| {
         tokio::time::pause();
-        accept::prove_life(&world.hub, &"c1".parse().unwrap()).await;
+        accept::settle(&world.hub, &"c1".parse().unwrap(), "another").await;
         tokio::time::resume();
     };
     words.push(("silent", word(usual(), silent, gives_no_sign).await));

@@ -22,7 +22,7 @@ impl World {
     }
 
     /// A handshake that ends when the listener has taken the connection.
-    fn knock(&mut self, address: SocketAddr) -> tokio::task::AbortHandle {
+    pub(super) fn knock(&mut self, address: SocketAddr) -> tokio::task::AbortHandle {
         let config = ClientConfig::builder().with_root_certificates(self.roots.clone()).with_no_client_auth();
         self.tasks.spawn(async move {
             let socket = TcpStream::connect(address).await.unwrap();
