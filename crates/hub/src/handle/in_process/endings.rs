@@ -167,7 +167,7 @@ async fn each_end_of_a_tunnel_has_its_word_in_metric_and_log() {
     };
     words.push(("aged", word(ages, answers, is_old).await));
     let stops = async |world: &mut World, _: &mut Agent| {
-        for phase in [&world.hub.phases.stopping, &world.hub.phases.draining] {
+        for phase in [&world.hub.phases.stopping, &world.hub.phases.draining, &world.hub.phases.closing] {
             phase.cancel();
         }
     };
