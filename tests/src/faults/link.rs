@@ -14,10 +14,13 @@ use super::schedule::{End, Faults, Schedule, Step};
 
 /// Bytes that are read at once.
 const READ: usize = 16 * 1024;
-/// Bytes under way in one direction; a full link makes its source wait. In pieces of one byte they cost 25 MiB.
+/// Bytes under way in one direction, and more where rate and delay need more; a full link makes its source wait. In
+/// pieces of one byte they cost 25 MiB.
 const UNDER_WAY: usize = 256 * 1024;
 /// What the clock can tell apart.
 const TICK: Duration = Duration::from_millis(1);
+/// How late a timer may ring before the link takes it for its own idleness.
+const LATE: Duration = Duration::from_millis(5);
 
 /// What is wrong with a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,8 +56,11 @@ where
     let (from_dialler, to_dialler) = tokio::io::split(dialler);
     let (from_host, to_host) = tokio::io::split(host);
     let moved = tokio::sync::watch::Sender::new(born);
-    let there = Way { schedule: Schedule::new(faults.there, seed), born, moved: &moved, death };
-    let back = Way { schedule: Schedule::new(faults.back, !seed), born, moved: &moved, death };
+    let way = |faults: Faults, seed| {
+        let room = room(&faults);
+        Way { schedule: Schedule::new(faults, seed), room, born, moved: &moved, death }
+    };
+    let (there, back) = (way(faults.there, seed), way(faults.back, !seed));
     let both =
         async { tokio::try_join!(there.carry(from_dialler, to_host), back.carry(from_host, to_dialler)) };
     let idle = async {
@@ -79,6 +85,13 @@ where
     ended
 }
 
+/// What a direction holds: a link of 1 Gbit/s over 50 ms has 6 MB under way when it is full.
+fn room(faults: &Faults) -> usize {
+    let delay = faults.delay.map_or(Duration::ZERO, |(least, jitter)| least + jitter);
+    let full = faults.rate.map_or(0.0, |rate| rate as f64 * delay.as_secs_f64());
+    UNDER_WAY.max(full as usize)
+}
+
 /// The first death counts.
 fn told(death: &Death) {
     death.send_if_modified(|at| at.is_none() && at.replace(Instant::now()).is_none());
@@ -90,6 +103,7 @@ type Piece = (Instant, Vec<u8>, OwnedSemaphorePermit);
 /// One direction of a link.
 struct Way<'a> {
     schedule: Schedule,
+    room: usize,
     born: Instant,
     moved: &'a tokio::sync::watch::Sender<Instant>,
     death: &'a Death,
@@ -125,7 +139,7 @@ impl Way<'_> {
         R: AsyncRead + Unpin,
     {
         let mut buffer = vec![0; READ];
-        let room = Arc::new(Semaphore::new(UNDER_WAY));
+        let room = Arc::new(Semaphore::new(self.room));
         let (mut due, mut free) = (self.born, self.born);
         loop {
             let count = match self.schedule.ends_at() {
@@ -149,8 +163,12 @@ impl Way<'_> {
                 if let Some((at, bits)) = piece.flip {
                     bytes[at] ^= bits;
                 }
+                // A timer that rings late makes nobody's link slower: only after real idleness the time begins anew.
+                if free + LATE < Instant::now() {
+                    free = Instant::now();
+                }
                 // Shorter than a tick adds up until it is one.
-                free = free.max(Instant::now()) + piece.busy;
+                free += piece.busy;
                 if free > Instant::now() + TICK {
                     sleep_until(free).await;
                 }
