@@ -1,9 +1,12 @@
-//! A kube-apiserver that answers at once: what an agent asks on its own behalf, and bodies of a known size below
-//! `/bench/`. It runs as a process of its own, so that its cost is nobody else's.
+//! A kube-apiserver that answers at once: what an agent asks on its own behalf, bodies of a known size below `/bench/`,
+//! watches that tell once a second what time it is, and an exec that echoes. It runs as a process of its own, so that its
+//! cost is nobody else's.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -17,14 +20,29 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
 /// Body of `/bench/small`.
 pub const SMALL: usize = 1024;
-/// Body of `/bench/large`.
-pub const LARGE: usize = 100 * 1000 * 1000;
+/// Below it stands how many bytes the body is to have.
+pub const BODY: &str = "/bench/body/";
+/// A watch of it tells the time each second.
+pub const WATCHED: &str = "/api/v1/namespaces/bench/configmaps?watch=true";
+/// Echoes what it is sent.
+pub const EXEC: &str = "/api/v1/namespaces/bench/pods/echo/exec?command=cat&stdin=true&stdout=true";
+/// Between two events of a watch.
+const EVENT_EVERY: Duration = Duration::from_secs(1);
+/// About as long as an event of a small object.
+const EVENT_PADDING: usize = 400;
+/// Largest body that is asked for; it is made on the way, so it costs nothing.
+const BODY_MAX: usize = 1 << 30;
+/// Read at once from who is echoed.
+const ECHO: usize = 4096;
 const CHUNK: usize = 64 * 1024;
 /// UID of the fake's kube-system namespace.
 pub const CLUSTER_ID: &str = "b0000000-0000-4000-8000-000000000000";
@@ -47,15 +65,15 @@ pub async fn serve(address: SocketAddr, certificate_pem: &str, key_pem: &str) ->
         "apiVersion": "v1", "kind": "Secret",
         "metadata": { "name": "parent-cluster", "namespace": "clusternet-system", "resourceVersion": "1" },
     })));
-    let mut connections = JoinSet::new();
+    let (echoes, mut connections) = (TaskTracker::new(), JoinSet::new());
     loop {
         let (socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
-        let (tls, secret) = (tls.clone(), secret.clone());
+        let (tls, secret, echoes) = (tls.clone(), secret.clone(), echoes.clone());
         connections.spawn(async move {
             let Ok(stream) = tls.accept(socket).await else { return };
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            let service = service_fn(move |request| answer(request, secret.clone()));
+            let service = service_fn(move |request| answer(request, secret.clone(), echoes.clone()));
             if h2 {
                 let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 http.timer(TokioTimer::new())
@@ -66,6 +84,7 @@ pub async fn serve(address: SocketAddr, certificate_pem: &str, key_pem: &str) ->
             } else {
                 let _ = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades()
                     .await;
             }
         });
@@ -87,9 +106,9 @@ fn object(code: StatusCode, object: &Value) -> Response<Body> {
 pub(crate) static SMALL_BODY: [u8; SMALL] = [b'x'; SMALL];
 static CHUNK_BODY: [u8; CHUNK] = [b'x'; CHUNK];
 
-fn large() -> Response<Body> {
-    let chunks = LARGE / CHUNK;
-    let rest = LARGE % CHUNK;
+fn body(bytes: usize) -> Response<Body> {
+    let bytes = bytes.min(BODY_MAX);
+    let (chunks, rest) = (bytes / CHUNK, bytes % CHUNK);
     let frames = futures::stream::iter(0..chunks)
         .map(|_| Bytes::from_static(&CHUNK_BODY))
         .chain(futures::stream::iter([Bytes::from_static(&CHUNK_BODY[..rest])]))
@@ -97,13 +116,86 @@ fn large() -> Response<Body> {
     Response::new(StreamBody::new(frames).boxed_unsync())
 }
 
-async fn answer(request: Request<Incoming>, secret: Arc<Mutex<Value>>) -> Result<Response<Body>, Infallible> {
+/// Microseconds since 1970: one clock for all processes of this machine.
+#[must_use]
+pub fn clock() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or_default()
+}
+
+/// Events for ever, each with the time at which it was made as its resource version. The watches are spread over the
+/// second, as events of many objects are.
+fn watch() -> Response<Body> {
+    static WATCHES: AtomicU32 = AtomicU32::new(0);
+    // Steps of the golden ratio fill a circle evenly, however many there are.
+    let phase = f64::from(WATCHES.fetch_add(1, Ordering::Relaxed)) * 0.618_033_988_749_895 % 1.0;
+    let ticks = interval_at(Instant::now() + EVENT_EVERY.mul_f64(phase), EVENT_EVERY);
+    let events = futures::stream::unfold(ticks, async |mut ticks| {
+        ticks.tick().await;
+        let event = format!(
+            r#"{{"type":"MODIFIED","object":{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"clock","resourceVersion":"{}"}},"data":{{"padding":"{:x<EVENT_PADDING$}"}}}}}}"#,
+            clock(),
+            ""
+        );
+        Some((Ok(Frame::data(Bytes::from(event + "\n"))), ticks))
+    });
+    let mut response = Response::new(StreamBody::new(events).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// When an event was made.
+#[must_use]
+pub fn time_of(event: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(event).ok()?;
+    let (_, rest) = text.split_once(r#""resourceVersion":""#)?;
+    rest.split_once('"')?.0.parse().ok()
+}
+
+/// Accepts an upgrade to whatever it is, and sends everything back.
+fn echo(mut request: Request<Incoming>, echoes: &TaskTracker) -> Response<Body> {
+    let Some(protocol) = request.headers().get(header::UPGRADE).cloned() else {
+        return full(StatusCode::BAD_REQUEST, "text/plain", "not an upgrade");
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    echoes.spawn(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+        let mut buffer = [0; ECHO];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            if to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut response = full(StatusCode::SWITCHING_PROTOCOLS, "text/plain", "");
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    headers.insert(header::UPGRADE, protocol);
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+    headers.insert("x-stream-protocol-version", header::HeaderValue::from_static("v4.channel.k8s.io"));
+    response
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    secret: Arc<Mutex<Value>>,
+    echoes: TaskTracker,
+) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
+    if let Some(bytes) = path.strip_prefix(BODY).and_then(|bytes| bytes.parse().ok()) {
+        return Ok(body(bytes));
+    }
+    if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+        return Ok(watch());
+    }
+    if path.ends_with("/exec") {
+        return Ok(echo(request, &echoes));
+    }
     match path.as_str() {
         "/bench/small" => {
             return Ok(full(StatusCode::OK, "application/json", Bytes::from_static(&SMALL_BODY)));
         }
-        "/bench/large" => return Ok(large()),
         "/version" => {
             return Ok(object(
                 StatusCode::OK,
@@ -179,4 +271,26 @@ async fn answer(request: Request<Incoming>, secret: Arc<Mutex<Value>>) -> Result
     } else {
         object(StatusCode::NOT_FOUND, &json!({ "kind": "Status", "code": 404, "message": path }))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_tells_when_each_event_was_made() {
+        // The first one comes within a second.
+        let event = watch().into_body().frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(event.ends_with(b"\n") && event.len() > EVENT_PADDING);
+        assert!(time_of(&event).unwrap().abs_diff(clock()) < 10_000_000);
+        assert!(serde_json::from_slice::<Value>(&event).is_ok());
+        assert_eq!(time_of(b"{}"), None);
+    }
+
+    #[tokio::test]
+    async fn a_body_has_the_bytes_that_were_asked_for() {
+        for bytes in [0, 1, CHUNK, 3 * CHUNK + 5] {
+            assert_eq!(body(bytes).into_body().collect().await.unwrap().to_bytes().len(), bytes);
+        }
+    }
 }

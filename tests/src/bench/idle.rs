@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tunnel_proto::agent_side::Connection;
 use tunnel_proto::{Hello, agent_side};
@@ -67,6 +68,14 @@ pub async fn open(hub: &Target, n: usize, held: &mut JoinSet<()>) -> Result<()> 
     Ok(())
 }
 
+/// A socket in which little waits unsent, as in the agent's. That sets `TCP_NOTSENT_LOWAT`; all that may lie in the
+/// buffer is the nearest that the library has here, and on loopback, where nothing is on the wire, it is the same.
+async fn socket(hub: &Target) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_send_buffer_size(agent::limits::UNSENT)?;
+    Ok(socket.connect(hub.address()).await?)
+}
+
 /// Opens the nth cluster's tunnel; who serves it is up to the caller.
 ///
 /// # Errors
@@ -76,7 +85,7 @@ pub async fn connect(
     n: usize,
     held: &mut JoinSet<()>,
 ) -> Result<Connection<TokioIo<Upgraded>>> {
-    let stream = hub.dial(true).await?;
+    let stream = hub.dial_over(socket(hub).await?, true).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     held.spawn(async move {
         let _ = connection.with_upgrades().await;

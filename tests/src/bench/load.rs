@@ -1,5 +1,5 @@
 //! The client that measures: one HTTP/2 connection over TLS, as kube-apiserver's aggregator holds one, either to
-//! the backend itself or to the hub.
+//! the backend itself or to the hub; and an exec on a connection of its own, as kubectl has.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,20 +7,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::backend::{LARGE, SMALL};
+use super::backend::{BODY, EXEC, SMALL, WATCHED};
 
 /// Where requests go, and with what.
 #[derive(Clone)]
@@ -79,12 +81,33 @@ impl Target {
         self
     }
 
+    /// The same with one more header on each request.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.append(name, value);
+        self
+    }
+
+    /// The same server at another address: the near end of a link that leads to it.
+    #[must_use]
+    pub fn at(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self
+    }
+
     /// A TLS connection, for HTTP/2 or, with `http1`, for an upgrade.
     ///
     /// # Errors
     /// No connection.
     pub async fn dial(&self, http1: bool) -> Result<TlsStream<TcpStream>> {
-        let socket = TcpStream::connect(self.address).await?;
+        self.dial_over(TcpStream::connect(self.address).await?, http1).await
+    }
+
+    /// The same over a socket that is already connected.
+    ///
+    /// # Errors
+    /// No TLS.
+    pub async fn dial_over(&self, socket: TcpStream, http1: bool) -> Result<TlsStream<TcpStream>> {
         socket.set_nodelay(true)?;
         let tls = if http1 {
             let mut tls = (*self.tls).clone();
@@ -94,6 +117,12 @@ impl Target {
             self.tls.clone()
         };
         Ok(TlsConnector::from(tls).connect(self.name.clone(), socket).await?)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     fn request(&self, path: &str) -> Result<Request<Empty<Bytes>>> {
@@ -160,16 +189,24 @@ impl Client {
         Ok(bytes)
     }
 
-    /// The body of a large GET, which is read no further than this client's window.
+    /// The body of a GET, which is read no further than this client's window.
     ///
     /// # Errors
     /// Any answer but 200.
-    pub async fn stalled(&self) -> Result<Incoming> {
+    pub async fn open(&self, path: &str) -> Result<Incoming> {
         let mut sender = self.sender.clone();
         sender.ready().await?;
-        let response = sender.send_request(self.target.request("/bench/large")?).await?;
-        ensure!(response.status() == 200, "a stalled reader was answered with {}", response.status());
+        let response = sender.send_request(self.target.request(path)?).await?;
+        ensure!(response.status() == 200, "{path} answered {}", response.status());
         Ok(response.into_body())
+    }
+
+    /// A watch whose events tell when they were made.
+    ///
+    /// # Errors
+    /// Any answer but 200.
+    pub async fn watch(&self) -> Result<Incoming> {
+        self.open(WATCHED).await
     }
 
     /// The time of each of `count` small GETs, one after the other.
@@ -212,14 +249,72 @@ impl Client {
         Ok((done, started.elapsed()))
     }
 
-    /// The time of one large GET.
+    /// The time of one GET with a body of so many bytes.
     ///
     /// # Errors
     /// It failed, or its body was cut.
-    pub async fn bulk(&self) -> Result<Duration> {
+    pub async fn bulk(&self, bytes: usize) -> Result<Duration> {
         let started = Instant::now();
-        ensure!(self.get("/bench/large").await? == LARGE, "a large body of another size");
+        ensure!(self.get(&format!("{BODY}{bytes}")).await? == bytes, "a body of another size");
         Ok(started.elapsed())
+    }
+}
+
+/// An open exec that echoes.
+#[derive(Debug)]
+pub struct Exec {
+    stream: TokioIo<Upgraded>,
+    _driver: JoinSet<()>,
+}
+
+impl Exec {
+    /// Opens one on a new connection; tells how long it took from the request, the connection being there, to the 101.
+    ///
+    /// # Errors
+    /// Any answer but 101.
+    pub async fn open(target: &Target) -> Result<(Self, Duration)> {
+        let stream = target.dial(true).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        sender.ready().await?;
+        let mut request = Request::post(format!("{}{EXEC}", target.prefix))
+            .header(header::HOST, target.name.to_str().as_ref())
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "SPDY/3.1")
+            .header("x-stream-protocol-version", "v4.channel.k8s.io")
+            .body(Empty::<Bytes>::new())?;
+        request.headers_mut().extend(target.headers.clone());
+        let asked = Instant::now();
+        let response = sender.send_request(request).await?;
+        let took = asked.elapsed();
+        if response.status() != 101 {
+            let (status, body) = (response.status(), response.into_body().collect().await?.to_bytes());
+            anyhow::bail!("exec answered {status}: {}", String::from_utf8_lossy(&body));
+        }
+        let stream = TokioIo::new(hyper::upgrade::on(response).await?);
+        Ok((Self { stream, _driver: driver }, took))
+    }
+
+    /// The time of each of `count` keystrokes until it has come back, one after the other.
+    ///
+    /// # Errors
+    /// The stream ends, or something else comes back.
+    pub async fn echoes(&mut self, count: usize) -> Result<Vec<Duration>> {
+        let mut times = Vec::with_capacity(count);
+        for n in 0..count {
+            let sent = format!("{n:016}").into_bytes();
+            let mut heard = vec![0; sent.len()];
+            let started = Instant::now();
+            self.stream.write_all(&sent).await?;
+            self.stream.flush().await?;
+            self.stream.read_exact(&mut heard).await?;
+            times.push(started.elapsed());
+            ensure!(heard == sent, "another keystroke came back");
+        }
+        Ok(times)
     }
 }
 

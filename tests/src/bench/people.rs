@@ -1,19 +1,21 @@
 //! What a person waits for at the command line: a list of thousands of clusters, a kubeconfig, an answer about a cluster
 //! whose agent has died. Whole processes are timed, from their start to their end, beside `kubectl` for the same objects.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
 
-use super::load::percentile;
+use super::options::Size;
+use super::report::{Grid, Section};
+use super::ways::millis;
 use crate::kubectl::Kubectl;
 
 /// Times `kubectl towline` (`cli`) and `kubectl`, both as the parent's administrator, with so many clusters there.
 ///
 /// # Errors
 /// A command fails, or lists fewer clusters than there are.
-pub async fn figures(cli: &Kubectl, kubectl: &Kubectl, clusters: usize, rounds: usize) -> Result<Value> {
+pub async fn people(cli: &Kubectl, kubectl: &Kubectl, size: &Size) -> Result<Section> {
+    let (clusters, rounds) = (size.clusters, size.rounds);
     let all = |text: &str| {
         let shown = text.lines().count();
         ensure!(shown > clusters, "{shown} lines for {clusters} clusters");
@@ -26,7 +28,19 @@ pub async fn figures(cli: &Kubectl, kubectl: &Kubectl, clusters: usize, rounds: 
         Ok(())
     })
     .await?;
-    Ok(json!({ "clusters": clusters, "list_ms": list, "kubectl_get_ms": plain, "kubeconfig_ms": kubeconfig }))
+    let mut grid = Grid::new([("ms", "ms")]);
+    grid.row("kubeconfig", "`kubectl towline kubeconfig NAME`", 0, vec![kubeconfig]);
+    grid.row("list", "`kubectl towline clusters`", 0, vec![list]);
+    grid.row("kubectl_get", "`kubectl get mcls -A`, for comparison", 0, vec![plain]);
+    Ok(Section {
+        name: "people",
+        about: format!(
+            "At the command line: whole processes, from their start to their end, with {clusters} clusters in the parent. {rounds} rounds."
+        ),
+        grid,
+        charts: Vec::new(),
+        circumstances: String::new(),
+    })
 }
 
 async fn timed(
@@ -34,14 +48,13 @@ async fn timed(
     arguments: &[&str],
     rounds: usize,
     right: impl Fn(&str) -> Result<()>,
-) -> Result<Value> {
+) -> Result<Vec<f64>> {
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let asked = Instant::now();
         let answer = command.ok(arguments).await?;
-        times.push(asked.elapsed());
+        times.push(millis(asked.elapsed()));
         right(&answer)?;
     }
-    let millis = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
-    Ok(json!({ "p50": millis(percentile(&mut times, 0.5)), "most": millis(percentile(&mut times, 1.0)) }))
+    Ok(times)
 }
