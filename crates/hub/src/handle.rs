@@ -44,7 +44,6 @@ use crate::peers::Peers;
 use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
 use crate::shares::Shares;
-use crate::tunnels::openings::Openings;
 use crate::tunnels::{Tunnels, accept};
 
 /// Largest body of an invitation or registration; the largest honest one is a few KiB. Costs that much per
@@ -87,8 +86,6 @@ pub struct Hub {
     pub places: Places,
     /// Their TLS handshakes.
     pub handshakes: Handshakes,
-    /// Tunnels that are being opened.
-    pub openings: Openings,
     /// What each user may take of this hub.
     pub users: Shares,
     /// What may be asked of each cluster.
@@ -139,7 +136,6 @@ impl Hub {
                 if settings.gateway.is_some() { KEPT_FOR_EACH_DOOR } else { 0 },
             ),
             handshakes: Handshakes::default(),
-            openings: Openings::default(),
             users: Shares::new(settings.limits.user_in_flight, settings.limits.user_rate),
             clusters: Shares::new(settings.limits.cluster_in_flight, settings.limits.cluster_rate),
             audit,

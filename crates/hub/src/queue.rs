@@ -16,13 +16,14 @@ pub struct Queue {
     /// For all who are in it, those at their turn included.
     room: Arc<Semaphore>,
     turns: Arc<Semaphore>,
+    waiting: usize,
 }
 
 impl Queue {
     /// So many at once, and so many more that wait.
     pub fn new(at_once: usize, waiting: usize) -> Self {
         let semaphore = |permits: usize| Arc::new(Semaphore::new(permits));
-        Self { room: semaphore(at_once + waiting), turns: semaphore(at_once) }
+        Self { room: semaphore(at_once + waiting), turns: semaphore(at_once), waiting }
     }
 
     /// Waits for a turn, which lasts until what is returned is dropped. Who stops waiting leaves no gap.
@@ -34,6 +35,11 @@ impl Queue {
         // Never closed, so an error cannot happen.
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| NoRoom)?;
         Ok(Turn { _turn: turn, _room: room })
+    }
+
+    /// Whether somebody waits for a turn.
+    pub fn is_waiting(&self) -> bool {
+        self.turns.available_permits() == 0 && self.room.available_permits() < self.waiting
     }
 
     /// How many more would find room, and how many more their turn at once.
@@ -60,17 +66,20 @@ mod tests {
     fn so_many_at_once_so_many_wait_in_order_and_the_next_is_told_at_once() {
         let queue = Queue::new(2, 3);
         let held: Vec<Turn> = (0..2).map(|_| queue.turn().now_or_never().unwrap().unwrap()).collect();
+        assert!(!queue.is_waiting());
         let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(queue.turn())).collect();
         for one in &mut waiting {
             assert!(one.now_or_never().is_none(), "there was no turn to be had");
         }
         assert_eq!(queue.turn().now_or_never().unwrap().unwrap_err(), NoRoom);
+        assert!(queue.is_waiting());
         drop(held);
         assert!((&mut waiting[2]).now_or_never().is_none(), "the last one came before the others");
         let first = (&mut waiting[0]).now_or_never().unwrap().unwrap();
         assert!((&mut waiting[1]).now_or_never().unwrap().is_ok());
         drop((first, waiting));
         assert_eq!(queue.free(), (5, 2));
+        assert!(!queue.is_waiting());
     }
 
     #[test]

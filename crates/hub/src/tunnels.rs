@@ -21,6 +21,7 @@ use tunnel_proto::names::{AUTHORITY_AGENT, HEADER_HUB_REPLICAS, PATH_GOAWAY, PAT
 use tunnel_proto::upgrade::tunnel_uri;
 use tunnel_proto::{Body, Hello, SendError};
 
+use self::openings::Openings;
 use crate::catalog::Catalog;
 use crate::metrics::{InFlight, Metrics};
 
@@ -120,6 +121,8 @@ pub struct Tunnels {
     /// One entry per cluster that has or had a tunnel and is in the catalog: about 300 bytes each.
     entries: Mutex<HashMap<ClusterId, Entry>>,
     changed: watch::Sender<u64>,
+    /// Those that are being opened.
+    pub openings: Openings,
     metrics: Metrics,
 }
 
@@ -132,7 +135,12 @@ impl Default for Tunnels {
 impl Tunnels {
     /// Without any tunnel.
     pub fn new(metrics: Metrics) -> Self {
-        Self { entries: Mutex::default(), changed: watch::Sender::new(0), metrics }
+        Self::opening(Openings::default(), metrics)
+    }
+
+    /// The same, of which others are opened at once.
+    pub(crate) fn opening(openings: Openings, metrics: Metrics) -> Self {
+        Self { entries: Mutex::default(), changed: watch::Sender::new(0), openings, metrics }
     }
 
     /// The tunnel that takes the requests of this cluster.

@@ -57,6 +57,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(13);
 const TICK: Duration = Duration::from_secs(1);
 /// Most agents asked at once; each costs one stream and up to 64 KiB of report.
 const MAX_ASKED: usize = 256;
+/// The same while agents wait for their tunnels, as after a restart: each costs the parent a read and a write of the
+/// status, the dearest of all that is asked of it then, and tells what the object says already.
+const MAX_ASKED_MEANWHILE: usize = 8;
 /// A conflict is shown so long after the other agent last tried.
 const CONFLICT_SHOWN: SignedDuration = SignedDuration::from_mins(5);
 
@@ -153,9 +156,10 @@ fn start_due(
 ) {
     let clusters = control.catalog.all();
     let leads = *control.leading.borrow();
+    let most = if control.tunnels.openings.are_waiting() { MAX_ASKED_MEANWHILE } else { MAX_ASKED };
     states.retain(|id, _| clusters.contains_key(id));
     for cluster in clusters.values() {
-        if checks.len() >= MAX_ASKED {
+        if checks.len() >= most {
             return;
         }
         let live = control.tunnels.get(&cluster.id);

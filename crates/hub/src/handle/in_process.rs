@@ -37,6 +37,7 @@ use crate::catalog::Cluster;
 use crate::limits::Limits;
 use crate::listen;
 use crate::tunnels::end::End;
+use crate::tunnels::openings::Openings;
 
 mod abuse;
 mod allocations;
@@ -166,7 +167,8 @@ impl World {
             Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
         (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
         hub.places = setup.places.unwrap_or(hub.places);
-        (hub.handshakes, hub.openings) = (setup.handshakes, setup.openings);
+        hub.handshakes = setup.handshakes;
+        hub.tunnels = Arc::new(Tunnels::opening(setup.openings, hub.metrics.clone()));
         if let Some(objects) = setup.objects {
             hub.join = Join::new(objects, Arc::clone(&hub.settings), Arc::clone(&hub.catalog));
         }

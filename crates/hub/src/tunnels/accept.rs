@@ -46,7 +46,7 @@ pub async fn turn(hub: &Hub) -> Result<Turn, Refusal> {
     if hub.phases.stopping.is_cancelled() {
         return Err(Refusal::Stopping);
     }
-    let turn = hub.openings.turn().await?;
+    let turn = hub.tunnels.openings.turn().await?;
     // To a hub that has not read which clusters there are, all of them are unknown; and an agent that is told so
     // believes that its credential has been taken away.
     let mut known = hub.catalog.changes();

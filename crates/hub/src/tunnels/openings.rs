@@ -57,6 +57,11 @@ impl Openings {
         }
     }
 
+    /// Whether agents wait for their turn: whatever else is asked of the parent can wait for them.
+    pub fn are_waiting(&self) -> bool {
+        self.queue.is_waiting()
+    }
+
     #[cfg(test)]
     pub(crate) fn queue(&self) -> &Queue {
         &self.queue

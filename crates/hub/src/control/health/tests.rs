@@ -322,3 +322,30 @@ async fn of_several_replicas_one_speaks_for_a_cluster() {
         assert_eq!(last_lost(&control, &id).is_some(), held, "{what}: lost with the connection");
     }
 }
+
+#[tokio::test]
+async fn while_agents_wait_for_their_tunnels_few_clusters_are_asked_at_once() {
+    use futures::FutureExt as _;
+
+    let (_, control) = world().await;
+    let (story, _remarks) = events::story();
+    let many = 4 * MAX_ASKED_MEANWHILE;
+    control.catalog.replace((0..many).map(|n| Cluster {
+        id: format!("c{n}").parse().unwrap(),
+        name: format!("edge-{n}").parse().unwrap(),
+        ..edge(false)
+    }));
+    let (mut states, mut checks) = (HashMap::new(), JoinSet::new());
+    let mut others = Vec::new();
+    while let Some(turn) = control.tunnels.openings.turn().now_or_never() {
+        others.push(turn.unwrap());
+    }
+    let mut waits = Box::pin(control.tunnels.openings.turn());
+    assert!((&mut waits).now_or_never().is_none());
+    start_due(&control, &story, &mut states, &mut checks, Timestamp::now());
+    assert_eq!(checks.len(), MAX_ASKED_MEANWHILE);
+    drop((waits, others));
+    start_due(&control, &story, &mut states, &mut checks, Timestamp::now());
+    assert_eq!(checks.len(), many);
+    checks.shutdown().await;
+}

@@ -95,7 +95,7 @@ async fn agents_that_come_together_are_all_let_in_a_few_at_a_time_and_probes_are
     assert_eq!(world.parent.token_reviews(), AGENTS, "each is asked about once");
     assert!(world.parent.token_reviews_at_once() <= 3, "{}", world.parent.token_reviews_at_once());
     assert_eq!(world.hub.metrics.handshakes_refused.get(), 0);
-    assert_eq!(world.hub.openings.queue().free(), (AGENTS + 3, 3), "a turn was not given back");
+    assert_eq!(world.hub.tunnels.openings.queue().free(), (AGENTS + 3, 3), "a turn was not given back");
     for door in [Door::Gateway, Door::Aggregated] {
         assert_eq!(world.hub.handshakes.at(door).free(), (AGENTS + 2, 2), "a turn was not given back");
     }
@@ -107,7 +107,7 @@ async fn an_agent_that_finds_no_room_is_told_when_to_come_again_and_nobody_else_
     let setup = Setup { openings: Openings::new(1, 0), ..Setup::default() };
     let mut world = World::for_agents(setup).await.connect().await;
     world.parent.token("alices", Some(json!({ "user": { "username": "alice" } })));
-    let others = world.hub.openings.queue().turn().await.unwrap();
+    let others = world.hub.tunnels.openings.queue().turn().await.unwrap();
     let reviewed = world.parent.token_reviews();
     let bearer = format!("Bearer {TOKEN}");
     let answer = world.send_to_gateway(Wire::H1, ask("GET", PATH, &[("authorization", &bearer)])).await;
@@ -170,9 +170,9 @@ async fn whoever_is_silent_or_stops_half_way_through_a_handshake_takes_nobodys_t
             // The hub's part is done.
             assert!(socket.read_u8().await.is_ok());
         }
+        assert_eq!(world.hub.handshakes.at(Door::Gateway).free(), (2, 1), "it holds a turn");
         strangers.push(socket);
     }
-    assert_eq!(world.hub.handshakes.at(Door::Gateway).free(), (2, 1));
     let honest = world.knock(world.gateway);
     until("it got no turn", || honest.is_finished()).await;
     assert_eq!(world.hub.metrics.handshakes_refused.get(), 0);
@@ -185,7 +185,8 @@ async fn an_agent_that_comes_before_the_clusters_are_known_waits_for_them_and_is
     let mut world = World::for_agents(Setup { starting: true, ..Setup::default() }).await;
     let hub = Arc::clone(&world.hub);
     let known = async {
-        until("nobody waits", || hub.openings.queue().free() < Openings::default().queue().free()).await;
+        until("nobody waits", || hub.tunnels.openings.queue().free() < Openings::default().queue().free())
+            .await;
         hub.catalog.replace([cluster()]);
     };
     let (_, opened) = tokio::join!(known, world.knock_with(TOKEN, PATH, &[]));
