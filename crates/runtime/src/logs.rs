@@ -1,11 +1,17 @@
-//! Log output: one line an event on standard error, as text or as JSON. A panic is such an event too, and says where
+//! Log output: one line an event on standard error, as text or as JSON; what is logged can be changed at any time. A panic is such an event too, and says where
 //! it happened, but not what of: its message may quote what a client or a child has sent.
 
 use std::panic::{self, PanicHookInfo};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
+
+/// Puts another filter in the place of the one that is in force.
+type Replace = Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error> + Send + Sync>;
+/// Of the one log that a process has.
+static REPLACE: OnceLock<Replace> = OnceLock::new();
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,15 +40,47 @@ impl FromStr for Format {
 /// # Errors
 /// The filter is malformed, or logging was started before.
 pub fn init(format: Format, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        Format::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        Format::Json => lines.json().flatten_event(true).try_init(),
-    }
-    .map_err(|error| anyhow::anyhow!("logging was started twice: {error}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(parse(filter)?).with_writer(std::io::stderr);
+    let (started, replace): (_, Replace) = match format {
+        Format::Text => {
+            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            let lines = lines.with_ansi(ansi).with_filter_reloading();
+            let handle = lines.reload_handle();
+            (lines.try_init(), Box::new(move |filter| handle.reload(filter)))
+        }
+        Format::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let handle = lines.reload_handle();
+            (lines.try_init(), Box::new(move |filter| handle.reload(filter)))
+        }
+    };
+    started.map_err(|error| anyhow::anyhow!("logging was started twice: {error}"))?;
+    // There is one log, so nobody was here before.
+    let _ = REPLACE.set(replace);
     panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// Logs by another filter from now on.
+///
+/// # Errors
+/// It is malformed, or nothing is logged yet; what was logged still is.
+pub fn set_filter(filter: &str) -> anyhow::Result<()> {
+    let filter = parse(filter)?;
+    let replace = REPLACE.get().context("logging has not been started")?;
+    replace(filter).context("the log filter cannot be replaced")
+}
+
+/// Whether it is a filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    parse(filter).map(drop).map_err(|error| format!("{error:#}; it is like info, or info,hub=debug"))
+}
+
+fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?}"))
 }
 
 /// One line, whatever the panic says. A literal stands in the source and is shown; a message that was put together,
@@ -73,6 +111,21 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn the_log_follows_a_filter_that_is_changed() {
+        init(Format::Json, "info").unwrap();
+        assert!(!tracing::enabled!(target: "towline_test", tracing::Level::DEBUG));
+        set_filter("warn,towline_test=debug").unwrap();
+        assert!(tracing::enabled!(target: "towline_test", tracing::Level::DEBUG));
+        assert!(!tracing::enabled!(target: "another", tracing::Level::INFO));
+        assert!(set_filter("info,=x=").is_err());
+        assert!(
+            tracing::enabled!(target: "towline_test", tracing::Level::DEBUG),
+            "a bad one changes nothing"
+        );
+        assert!(check_filter("info,=x=").is_err() && check_filter("info,hub=debug").is_ok());
     }
 
     #[test]
