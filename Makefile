@@ -54,6 +54,10 @@ lint: ## rustfmt, clippy with warnings denied, cargo deny, shell syntax, workflo
 bench: prerequisites kubernetes image ## latency, throughput, CPU and memory against a direct connection (ARGS=--smoke is short)
 	$(STATIC_DIR)/bench $(ARGS)
 
+.PHONY: storm
+storm: prerequisites kubernetes image ## a hub is killed, and N=2000 agents come back at once; how long it takes
+	$(STATIC_DIR)/storm $(N)
+
 .PHONY: image
 image: binaries ## one OCI image with hub, agent and command line, without a container engine
 	$(STATIC_DIR)/image $(STATIC_DIR) $(IMAGE) $(IMAGE_NAME) $(REVISION)

@@ -20,6 +20,7 @@
 //! - `compatibility`: the table of what was tried with which kubectl
 //! - `faults`: a bad network, from a seed
 //! - `bench`: what the benchmark is made of
+//! - `storm`: all agents come back at once
 
 pub mod bench;
 pub mod binaries;
@@ -37,6 +38,7 @@ pub mod pki;
 pub mod process;
 pub mod scheduler;
 pub mod scratch;
+pub mod storm;
 pub mod suite;
 pub mod towline;
 pub mod world;
