@@ -60,7 +60,11 @@ pub(crate) fn path(data: &[u8]) {
             assert_eq!(method, Method::DELETE);
             assert!(id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
         }
-        RequestInfo::Health | RequestInfo::HealthDetail | RequestInfo::Metrics | RequestInfo::Document(_) => {
+        RequestInfo::Health
+        | RequestInfo::HealthDetail
+        | RequestInfo::Metrics
+        | RequestInfo::Configz
+        | RequestInfo::Document(_) => {
             assert!(method == Method::GET || method == Method::HEAD);
             assert!(!path.starts_with(SOCKETS), "a socket is no document: {path}");
         }

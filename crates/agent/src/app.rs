@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use runtime::listen::bind;
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::account::{Account, Bearer};
@@ -35,9 +35,7 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     );
     let readiness = Readiness::new(&[CHECK_CREDENTIALS, in_force::CHECK, CHECK, CHECK_TUNNEL]);
     let (metrics, registry) = Metrics::new();
-    let admin = TcpListener::bind(settings.admin_listen)
-        .await
-        .with_context(|| format!("cannot listen on {} for probes (--admin-listen)", settings.admin_listen))?;
+    let admin = bind("admin-listen", settings.admin_listen).await?;
 
     let upstream =
         Arc::new(Upstream::new(&settings.apiserver, settings.ca_file).context("--kube-apiserver")?);

@@ -1,4 +1,4 @@
-//! Flags and environment to [`Settings`]. The only place that reads the environment. All mistakes are
+//! Flags, environment and file to [`Settings`]. The only place that reads the environment. All mistakes are
 //! reported at once, so that nobody has to find them one restart at a time. No secret is a flag: argv is
 //! readable by every process of the node.
 
@@ -9,11 +9,22 @@ use std::path::PathBuf;
 use api::secret::Secret;
 use clap::{Args, Parser, Subcommand};
 use http::{Method, Uri};
+use runtime::config::{Effective, Source};
 use runtime::logs::Format;
 
 use crate::limits::MAX_TUNNELS;
 use crate::policy::check::{How, Question};
 use crate::policy::request_info::Verb;
+
+mod line;
+
+pub use line::{PROGRAM, Task, USAGE, again, read};
+
+const EXIT_CODES: &str = "Exit codes: 0 it was told to stop, or the check found nothing; 1 the agent failed, and may be started again; 64 the command line or the configuration is wrong.";
+
+/// Keys whose change in the file takes effect while the agent runs. Policy, registration, token and CA are files or
+/// objects of their own, and are read again anyway.
+pub const LIVE: &[&str] = &["log-filter"];
 
 /// What can stand on the command line.
 #[derive(Debug, Clone, Parser)]
@@ -21,7 +32,8 @@ use crate::policy::request_info::Verb;
     name = "towline-agent",
     version,
     about = "Connects this cluster to the Towline hub of a parent cluster.",
-    args_conflicts_with_subcommands = true
+    args_conflicts_with_subcommands = true,
+    after_help = EXIT_CODES
 )]
 pub struct CommandLine {
     /// What to do instead of connecting.
@@ -35,6 +47,9 @@ pub struct CommandLine {
 /// What is done without connecting to anything.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
+    /// Checks the configuration and ends: takes the same flags, environment and file, and connects to nothing
+    #[command(after_help = EXIT_CODES)]
+    Check(Flags),
     /// Works with a policy: what the owner of this cluster admits out of the tunnel
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -97,6 +112,12 @@ impl CheckFlags {
 /// What an agent is started with; every flag has an environment variable.
 #[derive(Debug, Clone, Args)]
 pub struct Flags {
+    /// File with keys that are named like these flags, YAML. Flags and environment come before what it says
+    #[arg(long, env = "TOWLINE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print what is in force and where each value came from, and end
+    #[arg(long)]
+    pub print_config: bool,
     /// Directory with the mounted Secret clusternet-agent-cluster-registration
     #[arg(long, env = "TOWLINE_REGISTRATION_DIR", default_value = "/etc/towline/registration")]
     pub registration_dir: PathBuf,
@@ -124,11 +145,11 @@ pub struct Flags {
     #[arg(long, env = "HOSTNAME", default_value = "agent")]
     pub instance: String,
     /// Tunnels to the hub, each to another replica of it, if it has several; 1 or 2
-    #[arg(long, env = "TOWLINE_TUNNELS", default_value_t = MAX_TUNNELS)]
-    pub tunnels: usize,
+    #[arg(long, env = "TOWLINE_TUNNELS", default_value_t = MAX_TUNNELS.to_string())]
+    pub tunnels: String,
     /// Threads; 1 gives the shortest latency
-    #[arg(long, env = "TOWLINE_THREADS", default_value_t = 1)]
-    pub threads: usize,
+    #[arg(long, env = "TOWLINE_THREADS", default_value = "1")]
+    pub threads: String,
     /// text or json
     #[arg(long, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
     pub log_format: String,
@@ -257,6 +278,10 @@ pub struct Settings {
     pub log_format: Format,
     /// Content of the log.
     pub log_filter: String,
+    /// All of it as it can be shown.
+    pub effective: Effective,
+    /// Where it comes from; `None` for one that was put together by hand.
+    pub source: Option<Source>,
 }
 
 /// All that is wrong with a configuration.
@@ -300,11 +325,16 @@ impl Settings {
         if let Err(why) = log_format {
             note("--log-format", format!("{why}, not {:?}", flags.log_format));
         }
-        if !(1..=64).contains(&flags.threads) {
-            note("--threads", format!("{} is not between 1 and 64", flags.threads));
+        let threads = flags.threads.parse().ok().filter(|threads| (1..=64).contains(threads));
+        if threads.is_none() {
+            note("--threads", format!("{:?} is no number between 1 and 64", flags.threads));
         }
-        if !(1..=MAX_TUNNELS).contains(&flags.tunnels) {
-            note("--tunnels", format!("{} is not between 1 and {MAX_TUNNELS}", flags.tunnels));
+        if let Err(why) = runtime::logs::check_filter(&flags.log_filter) {
+            note("--log-filter", why);
+        }
+        let tunnels = flags.tunnels.parse().ok().filter(|tunnels| (1..=MAX_TUNNELS).contains(tunnels));
+        if tunnels.is_none() {
+            note("--tunnels", format!("{:?} is no number between 1 and {MAX_TUNNELS}", flags.tunnels));
         }
         // One half of the limit in the hello: a random part is added.
         let printable = flags.instance.bytes().all(|byte| byte.is_ascii_graphic());
@@ -316,8 +346,8 @@ impl Settings {
         {
             note("HTTPS_PROXY", why.to_owned());
         }
-        match (admin_listen, apiserver, log_format, mistakes.is_empty()) {
-            (Ok(admin_listen), Ok(apiserver), Ok(log_format), true) => Ok(Self {
+        match (admin_listen, apiserver, log_format, threads.zip(tunnels), mistakes.is_empty()) {
+            (Ok(admin_listen), Ok(apiserver), Ok(log_format), Some((threads, tunnels)), true) => Ok(Self {
                 registration_dir: flags.registration_dir,
                 admin_listen,
                 apiserver,
@@ -325,14 +355,16 @@ impl Settings {
                 token_file: flags.token_file,
                 // Random, so that a clone of the whole cluster is not taken for this process.
                 instance: format!("{}-{:08x}", flags.instance, rand::random::<u32>()),
-                tunnels: flags.tunnels,
-                threads: flags.threads,
+                tunnels,
+                threads,
                 proxy: Proxy {
                     https: environment.https_proxy.clone(),
                     no: environment.no_proxy.clone().unwrap_or_default(),
                 },
                 log_format,
                 log_filter: flags.log_filter,
+                effective: Effective::default(),
+                source: None,
             }),
             _ => Err(Mistakes(mistakes)),
         }
@@ -380,7 +412,7 @@ mod tests {
             |line: &str| CommandLine::try_parse_from(["towline-agent"].into_iter().chain(line.split(' ')));
         let question = |line: &str| match parse(line).unwrap().command {
             Some(Command::Policy(PolicyCommand::Check(flags))) => flags.question(),
-            None => panic!("{line} starts the agent"),
+            Some(Command::Check(_)) | None => panic!("{line} starts the agent"),
         };
         assert_eq!(question("policy check -"), None);
         assert_eq!(

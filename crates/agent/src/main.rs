@@ -1,23 +1,22 @@
 //! `towline-agent`: reads the configuration, starts logging, runs [`agent::app`], and turns the result into
 //! an exit code: 0 after a stop that was asked for, 64 for a mistake in the configuration, 1 for the rest.
-//! `towline-agent policy check` starts nothing, and has the exit codes of [`agent::policy::check::Exit`].
+//! `towline-agent check`, `--print-config` and `policy check` start nothing.
+//! `policy check` has the exit codes of [`agent::policy::check::Exit`].
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use agent::config::{CheckFlags, Command, CommandLine, Environment, PolicyCommand, Settings};
+use agent::config::{self, CheckFlags, Environment, LIVE, Mistakes, Settings, Task, USAGE};
 use agent::policy::check::{self, Exit};
-use clap::Parser as _;
 use jiff::Timestamp;
+use runtime::config::follow::Follower;
+use runtime::config::{Effective, Source};
 use runtime::stop::{Stop, on_signals};
 
 /// Small and steady under many short-lived buffers.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// `EX_USAGE` of sysexits.h.
-const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     // Before anything secret is in memory.
@@ -25,9 +24,16 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "towline-agent: core dumps cannot be switched off: {error}");
         return ExitCode::FAILURE;
     }
-    let line = match CommandLine::try_parse() {
-        Ok(line) => line,
-        Err(error) => {
+    let environment = Environment::read();
+    let settings = match config::read(std::env::args_os().collect(), &environment) {
+        Task::Run(settings) => *settings,
+        Task::CheckPolicy(flags) => return ExitCode::from(check_policy(&flags) as u8),
+        Task::Tell { output, errors, code } => {
+            let _ = write!(std::io::stdout(), "{output}");
+            let _ = write!(std::io::stderr(), "{errors}");
+            return ExitCode::from(code);
+        }
+        Task::Clap(error) => {
             // --help and --version arrive here too, and are no mistakes.
             let _ = error.print();
             let of_policy = std::env::args_os().nth(1).is_some_and(|word| word == "policy");
@@ -35,17 +41,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(usage) } else { ExitCode::SUCCESS };
         }
     };
-    if let Some(Command::Policy(PolicyCommand::Check(flags))) = &line.command {
-        return ExitCode::from(check_policy(flags) as u8);
-    }
-    let settings = match Settings::new(line.flags, &Environment::read()) {
-        Ok(settings) => settings,
-        Err(mistakes) => {
-            let _ = write!(std::io::stderr(), "{mistakes}");
-            return ExitCode::from(USAGE);
-        }
-    };
-    match run(settings) {
+    match run(settings, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "the agent stops");
@@ -83,7 +79,7 @@ fn read(file: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn run(settings: Settings) -> anyhow::Result<()> {
+fn run(settings: Settings, environment: &Environment) -> anyhow::Result<()> {
     runtime::logs::init(settings.log_format, &settings.log_filter)?;
     // One thread by default: no request crosses threads, which is what costs latency on small machines.
     let mut builder = match settings.threads {
@@ -96,9 +92,11 @@ fn run(settings: Settings) -> anyhow::Result<()> {
     };
     builder.enable_all().build()?.block_on(async {
         let stop = Stop::new();
+        let following = follow(settings.source.clone(), settings.effective.clone(), environment);
         let mut app = std::pin::pin!(agent::app::run(settings, stop.clone()));
         tokio::select! {
             ended = app.as_mut() => return ended,
+            () = following => anyhow::bail!("whoever follows the configuration file has ended"),
             signal = on_signals() => tracing::info!(signal = signal?, "asked to stop"),
         }
         stop.cancel();
@@ -107,4 +105,17 @@ fn run(settings: Settings) -> anyhow::Result<()> {
             signal = on_signals() => anyhow::bail!("a second {} came before the streams had ended", signal?),
         }
     })
+}
+
+/// Follows the configuration file, if there is one, for ever.
+async fn follow(source: Option<Source>, running: Effective, environment: &Environment) {
+    let Some(source) = source.filter(|_| running.file.is_some()) else { return std::future::pending().await };
+    let mut follower = Follower::new(source, LIVE, running);
+    loop {
+        let news = follower.next(|matches| {
+            let filter = config::again(matches, environment).map_err(|Mistakes(mistakes)| mistakes)?;
+            runtime::logs::set_filter(&filter).map_err(|error| vec![format!("--log-filter: {error:#}")])
+        });
+        news.await.log();
+    }
 }

@@ -12,6 +12,7 @@ use api::pem;
 use futures::future::BoxFuture;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use runtime::listen::bind;
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
 use runtime::tls::ServingCert;
@@ -27,7 +28,9 @@ use crate::control::{self, Control, leader};
 use crate::handle::Hub;
 use crate::metrics::Metrics;
 use crate::tunnels;
-use crate::{certificates, issued, listen, peers};
+use crate::{certificates, issued, listen, peers, running};
+
+mod first_contact;
 
 const CHECK_CATALOG: &str = "catalog";
 const CHECK_CERTIFICATE: &str = "serving-certificate";
@@ -55,21 +58,28 @@ pub struct Bound {
 /// # Errors
 /// It could not start, or a part of it failed.
 pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
-    start(settings, stop).await?.wait().await
+    match start(settings, stop.clone()).await {
+        Ok(bound) => bound.wait().await,
+        // What was begun ends with it.
+        Err(_) if stop.is_cancelled() => {
+            tracing::info!("told to stop before the hub was listening");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Builds and binds everything and starts the tasks.
 ///
 /// # Errors
-/// The parent cannot be reached, the certificate cannot be made, the address is taken.
+/// The parent cannot be reached or is too old, the certificate cannot be made, the address is taken.
 pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     runtime::tls::provider();
     let config = parent(&settings).await?;
     let client = Client::try_from(config).context("the client for the parent's API server cannot be made")?;
+    first_contact::greet(&client, &stop).await?;
     let mut settings = settings;
-    let listener = TcpListener::bind(settings.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}; is another process there?", settings.listen))?;
+    let listener = bind("listen", settings.listen).await?;
     let address = listener.local_addr().context("the listener has no address")?;
 
     let gateway = open_gateway(&client, &mut settings).await?;
@@ -103,6 +113,7 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     let follow = front_proxy::follow(client.clone(), Arc::clone(&hub.front_proxy), readiness, stop.clone());
     spawn("request-header CA", Box::pin(follow));
     spawn("serving certificate", Box::pin(until(stop.clone(), rotating)));
+    spawn("configuration", Box::pin(running::follow(Arc::clone(&hub), stop.clone())));
     let issued = issued::watch::follow(client.clone(), Arc::clone(&hub.issued), stop.clone());
     spawn("issued tokens", Box::pin(issued));
     // A replica that stands alone leads, without asking anybody.
@@ -136,9 +147,7 @@ struct WithPeers {
 /// The listener for other replicas, if there may be any, and what they know each other by.
 async fn open_peers(client: &Client, settings: &Settings) -> anyhow::Result<Option<WithPeers>> {
     let Some(PeerAddresses { listen, address }) = settings.peers else { return Ok(None) };
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen} (--peer-listen)"))?;
+    let listener = bind("peer-listen", listen).await?;
     let tls = certificates::peer::start(client, &settings.hub_id).await?;
     Ok(Some(WithPeers { listener, tls, address }))
 }
@@ -174,9 +183,7 @@ async fn open_gateway(
     settings: &mut Settings,
 ) -> anyhow::Result<Option<(TcpListener, ServingCert, BoxFuture<'static, ()>)>> {
     let Some(gateway) = &mut settings.gateway else { return Ok(None) };
-    let listener = TcpListener::bind(gateway.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} (--gateway-listen)", gateway.listen))?;
+    let listener = bind("gateway-listen", gateway.listen).await?;
     if let Some(files) = gateway.files.clone() {
         let (chain, key) = read_pair(&files)?;
         let certificate = ServingCert::new(&chain, key.reveal())?;

@@ -1,28 +1,31 @@
-//! Flags and environment (`TOWLINE_*`) of the hub, checked once and all at once: whoever starts it learns of
-//! every mistake in one go. Nothing else in this crate reads the environment.
+//! Flags, environment (`TOWLINE_*`) and file of the hub, checked at once: whoever starts it learns of every mistake in
+//! one go. Which of the three comes first is said in [`runtime::config`]. Nothing else in this crate reads the environment.
 
-use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use api::secret::Secret;
-use clap::Parser;
-use runtime::logs::Format;
-use runtime::tls::ServingCert;
+use clap::{ArgAction, Parser};
+use runtime::config::{Effective, Source, switch};
+use runtime::files::read_small;
+use runtime::logs::{self, Format};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+pub use self::gateway::Gateway;
+use self::gateway::is_domain;
 use crate::audit;
 use crate::limits::{self, Limits};
+
+mod gateway;
+pub mod line;
 
 /// Longest time that any invitation may be valid; one that lives longer is forgotten in somebody's notes.
 const MAX_INVITATION_TTL: Duration = Duration::from_hours(7 * 24);
 /// Shortest: `TokenRequest` gives no token of less than ten minutes (apiserver `authentication/validation`).
 const MIN_INVITATION_TTL: Duration = Duration::from_mins(10);
-/// Largest file with a CA, a certificate or a key: a ConfigMap or Secret takes no more.
-const MAX_PEM_FILE: u64 = 1024 * 1024;
 /// Longest that anybody may set for tokens that the hub issues: a year, for tools that nobody can renew.
 const MAX_CREDENTIAL_TTL: Duration = Duration::from_hours(366 * 24);
 /// Longest name of a replica that has peers: what a pod's name can have, with room for what stands around it in a DNS
@@ -32,10 +35,29 @@ const MAX_INSTANCE: usize = 180;
 /// grace period is 30 s unless somebody changed it.
 const MAX_SHUTDOWN: Duration = Duration::from_mins(10);
 
-/// The command line as it was typed.
+/// Keys whose change in the file takes effect while the hub runs. Certificates and the parent's CA are files of their own,
+/// and are read again anyway.
+pub const LIVE: &[&str] = &[
+    "max-in-flight-per-user",
+    "max-in-flight-per-cluster",
+    "max-rate-per-user",
+    "max-rate-per-cluster",
+    "max-header-bytes",
+    "max-header-lines",
+    "request-head-timeout",
+    "recheck-interval",
+    "log-filter",
+];
+
+/// What was said, by whomever; nothing of it is checked yet.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "towline-hub", version, about = "The hub of a multi-cluster access plane")]
 pub struct Config {
+    /// File with keys that are named like these flags, YAML. Flags and environment come before what it says.
+    #[arg(long, env = "TOWLINE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print what is in force and where each value came from, and end.
+    #[arg(long)]
+    pub print_config: bool,
     /// Address of the aggregated API server.
     #[arg(long, env = "TOWLINE_LISTEN", default_value = "0.0.0.0:8443")]
     listen: String,
@@ -56,7 +78,7 @@ pub struct Config {
     #[arg(long, env = "TOWLINE_GATEWAY_CA_FILE")]
     gateway_ca_file: Option<PathBuf>,
     /// Let agents that are invited from now on open their tunnels at the gateway instead of through the parent's API server.
-    #[arg(long, env = "TOWLINE_AGENTS_USE_GATEWAY")]
+    #[arg(long, env = "TOWLINE_AGENTS_USE_GATEWAY", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = switch, value_name = "BOOL")]
     agents_use_gateway: bool,
     /// Longest life of a token that the hub issues: a number with s, m, h or d.
     #[arg(long, env = "TOWLINE_MAX_CREDENTIAL_TTL", default_value = "30d")]
@@ -93,7 +115,7 @@ pub struct Config {
     #[arg(long, env = "TOWLINE_PEER_ADDRESS")]
     peer_address: Option<String>,
     /// Let service accounts of the parent enter children, as clusternet:serviceaccount:NAMESPACE:NAME.
-    #[arg(long, env = "TOWLINE_MAP_SERVICE_ACCOUNTS")]
+    #[arg(long, env = "TOWLINE_MAP_SERVICE_ACCOUNTS", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_parser = switch, value_name = "BOOL")]
     map_service_accounts: bool,
     /// Longest validity of an invitation: a number with s, m, h or d.
     #[arg(long, env = "TOWLINE_MAX_INVITATION_TTL", default_value = "7d")]
@@ -156,6 +178,10 @@ pub struct Settings {
     pub log_format: Format,
     /// What is logged.
     pub log_filter: String,
+    /// All of it as it can be shown.
+    pub effective: Effective,
+    /// Where it comes from; `None` for one that was put together by hand.
+    pub source: Option<Source>,
 }
 
 /// How other replicas reach this one.
@@ -165,44 +191,6 @@ pub struct PeerAddresses {
     pub listen: SocketAddr,
     /// Where they find that.
     pub address: SocketAddr,
-}
-
-/// How the gateway is set up.
-#[derive(Debug, Clone)]
-pub struct Gateway {
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// Certificate chain and key; the hub makes its own if there are none.
-    pub files: Option<(PathBuf, PathBuf)>,
-    /// Below it, each cluster has a host of its own; lower-case.
-    pub domain: Option<String>,
-    /// How people and tools reach it.
-    pub url: Option<String>,
-    /// CA of its certificate, unless every tool trusts that anyway.
-    pub ca_pem: Option<String>,
-    /// Whether agents are told of it.
-    pub for_agents: bool,
-    /// The hash of the key that the hub has made for it; see [`Gateway::pin`].
-    pub own_pin: Option<String>,
-}
-
-impl Gateway {
-    /// Base64 of the SHA-256 of its certificate's key, for whoever does not know its CA; nothing if every tool trusts that.
-    pub fn pin(&self) -> Option<String> {
-        self.ca_pem.as_ref()?;
-        match &self.files {
-            // As it is now: whoever replaces it may have another key.
-            Some((cert, _)) => crate::certificates::pin(&read_small(cert).ok()?),
-            None => self.own_pin.clone(),
-        }
-    }
-
-    /// The names that a certificate of the hub's own making has to be for.
-    pub fn names(&self) -> Vec<String> {
-        let host = self.url.as_deref().and_then(host_of);
-        let below = self.domain.as_ref().map(|domain| format!("*.{domain}"));
-        host.into_iter().chain(self.domain.clone()).chain(below).collect()
-    }
 }
 
 /// Certificate chain and key as they are in these files now, as PEM.
@@ -241,6 +229,8 @@ impl Default for Settings {
             limits: Limits::default(),
             log_format: Format::Text,
             log_filter: "info".to_owned(),
+            effective: Effective::default(),
+            source: None,
         }
     }
 }
@@ -271,7 +261,7 @@ impl Config {
                 wrong.push(format!("--listen {:?} is no address with a port, like 0.0.0.0:8443", self.listen))
             }
         }
-        settings.gateway = gateway(
+        settings.gateway = gateway::check(
             self.gateway_listen.filter(|given| !given.is_empty()),
             (self.gateway_cert_file, self.gateway_key_file, self.gateway_ca_file),
             self.gateway_url.filter(|given| !given.is_empty()),
@@ -279,6 +269,7 @@ impl Config {
             self.agents_use_gateway,
             &mut wrong,
         );
+        let wrong_urls = wrong.len();
         for (flag, given, place) in [
             ("--public-url", self.public_url, &mut settings.public_url),
             ("--intranet-url", self.intranet_url, &mut settings.intranet_url),
@@ -289,11 +280,20 @@ impl Config {
                 Some(Err(why)) => wrong.push(format!("{flag} {why}")),
             }
         }
+        if settings.public_url.is_none() && settings.intranet_url.is_none() && wrong_urls == wrong.len() {
+            wrong.push(
+                "--public-url is missing: the address at which agents reach the parent's kube-apiserver, like https://kubernetes.example.com:6443; or --intranet-url, if all of them are inside"
+                    .to_owned(),
+            );
+        }
         if let Some(path) = self.parent_ca_file {
             match read_certificates(&path) {
                 Ok(_) => settings.parent_ca_file = Some(path),
                 Err(why) => wrong.push(format!("--parent-ca-file {}: {why}", path.display())),
             }
+        }
+        if let Err(why) = logs::check_filter(&settings.log_filter) {
+            wrong.push(format!("--log-filter: {why}"));
         }
         match self.log_format.parse() {
             Ok(format) => settings.log_format = format,
@@ -399,130 +399,6 @@ pub(crate) fn names_a_replica(id: &str) -> bool {
     id.len() <= MAX_INSTANCE && id != "controllers" && small && is_domain(id)
 }
 
-fn gateway(
-    listen: Option<String>,
-    (cert_file, key_file, ca_file): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
-    url: Option<String>,
-    domain: Option<String>,
-    for_agents: bool,
-    wrong: &mut Vec<String>,
-) -> Option<Gateway> {
-    let Some(listen) = listen else {
-        let files = [cert_file, key_file, ca_file].iter().any(Option::is_some);
-        if files || url.is_some() || domain.is_some() || for_agents {
-            wrong.push(
-                "--gateway-* or --agents-use-gateway are set, but there is no --gateway-listen".to_owned(),
-            );
-        }
-        return None;
-    };
-    let address = listen.parse();
-    if address.is_err() {
-        wrong.push(format!("--gateway-listen {listen:?} is no address with a port, like 0.0.0.0:8444"));
-    }
-    let url = url.and_then(|url| match https_address(&url) {
-        Ok(url) if url.matches('/').count() == 2 => {
-            let host = host_of(&url).unwrap_or_default();
-            if host.parse::<IpAddr>().is_err() && !is_domain(&host) {
-                wrong.push(format!(
-                    "--gateway-url {url:?}: {host:?} is no host that a certificate can be for"
-                ));
-            }
-            Some(url)
-        }
-        Ok(url) => {
-            wrong.push(format!("--gateway-url {url:?} has a path; paths below it are those of clusters"));
-            None
-        }
-        Err(why) => {
-            wrong.push(format!("--gateway-url {why}"));
-            None
-        }
-    });
-    let names_ca = ca_file.is_some();
-    let ca_pem = ca_file.and_then(|path| match read_certificates(&path) {
-        Ok(pem) => Some(pem),
-        Err(why) => {
-            wrong.push(format!("--gateway-ca-file {}: {why}", path.display()));
-            None
-        }
-    });
-    let domain = domain.map(|domain| domain.trim_end_matches('.').to_ascii_lowercase());
-    if let Some(domain) = domain.as_ref().filter(|domain| !is_domain(domain)) {
-        wrong.push(format!("--gateway-domain {domain:?} is no domain, like k8s.example.com"));
-    }
-    if let (Some(domain), Some(host)) = (&domain, url.as_deref().and_then(host_of))
-        && host.strip_suffix(domain.as_str()).is_some_and(|rest| rest.ends_with('.'))
-    {
-        wrong.push(format!(
-            "--gateway-url: {host} is in --gateway-domain {domain}, where each host is a cluster's; take a host beside it"
-        ));
-    }
-    let has_url = url.is_some();
-    let files = match (cert_file, key_file) {
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (None, None) => None,
-        _ => {
-            wrong.push(
-                "--gateway-cert-file and --gateway-key-file are needed both, or neither of them".to_owned(),
-            );
-            return None;
-        }
-    };
-    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-    let gateway = Gateway {
-        listen: address.unwrap_or(unspecified),
-        files,
-        domain,
-        url,
-        ca_pem,
-        for_agents,
-        own_pin: None,
-    };
-    if for_agents && !has_url {
-        wrong.push("--agents-use-gateway needs --gateway-url: that is where they go".to_owned());
-    }
-    if for_agents && gateway.files.is_some() && !names_ca {
-        wrong.push("--agents-use-gateway needs --gateway-ca-file: an agent believes one CA alone".to_owned());
-    }
-    match &gateway.files {
-        Some(files) => {
-            let usable = read_pair(files).and_then(|(chain, key)| Ok(ServingCert::new(&chain, key.reveal())?));
-            if let Err(error) = usable {
-                wrong.push(format!("--gateway-cert-file, --gateway-key-file: {error:#}"));
-            }
-        }
-        None if names_ca => wrong.push(
-            "--gateway-ca-file is the CA of --gateway-cert-file; without that the hub makes both itself".to_owned(),
-        ),
-        None if gateway.names().is_empty() && !has_url => wrong.push(
-            "--gateway-listen needs --gateway-cert-file and --gateway-key-file, or --gateway-url or --gateway-domain: the names for which the hub makes a certificate"
-                .to_owned(),
-        ),
-        None => {}
-    }
-    Some(gateway)
-}
-
-/// The host of a URL, as it stands in a certificate.
-fn host_of(url: &str) -> Option<String> {
-    let url: http::Uri = url.parse().ok()?;
-    let host = url.host()?.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    // An address has more than one spelling.
-    Some(host.parse::<IpAddr>().map_or(host, |address| address.to_string()))
-}
-
-/// Labels with dots between them (RFC 1123 section 2.1), no longer than a name with 60 characters before it allows.
-fn is_domain(text: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    text.len() <= 190 && text.split('.').all(label)
-}
-
 /// An https origin without credentials, query or fragment; a trailing slash is dropped.
 fn https_address(text: &str) -> Result<String, String> {
     // Whoever writes a password into it shall not find it in a log.
@@ -554,24 +430,6 @@ pub(crate) fn read_certificates(path: &std::path::Path) -> Result<String, String
     Ok(pem)
 }
 
-/// Reads a regular file of at most [`MAX_PEM_FILE`]. A pipe would keep the hub from starting for ever.
-fn read_small(path: &std::path::Path) -> std::io::Result<String> {
-    let not = |why: &str| Err(std::io::Error::other(why.to_owned()));
-    // Asked before it is opened, since opening a pipe waits for its other end.
-    if !std::fs::metadata(path)?.is_file() {
-        return not("it is no regular file");
-    }
-    let file = std::fs::File::open(path)?;
-    // In one piece: a buffer that grows leaves copies behind, and this may be a key.
-    let length = usize::try_from(file.metadata()?.len().min(MAX_PEM_FILE)).unwrap_or_default();
-    let mut text = String::with_capacity(length + 1);
-    file.take(MAX_PEM_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_PEM_FILE {
-        return not("it is larger than 1 MiB; certificates and keys take a few KiB");
-    }
-    Ok(text)
-}
-
 fn printable_id(id: &str) -> bool {
     (1..=256).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -591,212 +449,4 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(args: &[&str]) -> Config {
-        Config::try_parse_from([&["towline-hub"], args].concat()).unwrap()
-    }
-
-    #[test]
-    fn all_mistakes_are_told_at_once() {
-        let Mistakes(wrong) = config(&[
-            "--listen=nowhere",
-            "--public-url=http://example.com",
-            "--intranet-url=https://user:pw@example.com",
-            "--parent-ca-file=/does/not/exist",
-            "--max-invitation-ttl=1s",
-            "--log-format=xml",
-        ])
-        .check()
-        .unwrap_err();
-        assert_eq!(wrong.len(), 6, "{wrong:#?}");
-    }
-
-    #[test]
-    fn what_cannot_be_listened_on_is_told() {
-        for listen in ["0.0.0.0:99999", "[::]", "0.0.0.0", "/run/hub.sock", "", "localhost:8443"] {
-            let Mistakes(wrong) = config(&[&format!("--listen={listen}")]).check().unwrap_err();
-            assert!(wrong.len() == 1 && wrong[0].contains("--listen"), "{wrong:#?}");
-        }
-    }
-
-    #[test]
-    fn no_mistake_shows_a_password() {
-        for url in [
-            "https://user:hunter2@example.com",
-            "http://user:hunter2@example.com",
-            "https://user:hunter2@example.com?a=b",
-            "https://user:hunter2@example.com:99999",
-            "https://user:hunter2@exa mple.com",
-            "user:hunter2@example.com",
-            "https://user:hunter2@",
-        ] {
-            let Mistakes(wrong) = config(&[&format!("--public-url={url}")]).check().unwrap_err();
-            assert!(wrong.len() == 1 && !wrong[0].contains("hunter2"), "{wrong:#?}");
-        }
-    }
-
-    #[test]
-    fn a_ca_file_that_is_none_is_named_at_once_and_not_shown() {
-        let folder = std::env::temp_dir().join(format!("towline-hub-ca-files-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let pipe = folder.join("pipe");
-        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let certificate = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
-        let file = |name: &str, text: &str| {
-            std::fs::write(folder.join(name), text).unwrap();
-            folder.join(name)
-        };
-        let large = certificate.repeat(1024 * 1024 / certificate.len() + 1);
-        for path in [
-            folder.clone(),
-            pipe,
-            "/dev/zero".into(),
-            file("large", &large),
-            file("empty", ""),
-            file("text", "hunter2"),
-            file("key", "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"),
-        ] {
-            let Mistakes(wrong) =
-                config(&[&format!("--parent-ca-file={}", path.display())]).check().unwrap_err();
-            let named = wrong[0].contains(&path.display().to_string());
-            assert!(wrong.len() == 1 && named && !wrong[0].contains("hunter2"), "{wrong:#?}");
-        }
-        assert_eq!(read_certificates(&file("good", &certificate)).unwrap(), certificate);
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
-
-    #[test]
-    fn defaults_are_right() {
-        let settings = config(&["--public-url=https://k8s.example.com:6443/"]).check().unwrap();
-        assert_eq!(settings.public_url.as_deref(), Some("https://k8s.example.com:6443"));
-        assert_eq!(settings.listen.port(), 8443);
-        assert!(!settings.hub_id.is_empty());
-    }
-
-    #[test]
-    fn a_gateway_needs_a_certificate_that_can_serve_and_a_domain_that_is_one() {
-        let wrong = |args: &[&str]| config(args).check().unwrap_err().0.join("; ");
-        let files = ["--gateway-cert-file=/does/not/exist", "--gateway-key-file=/does/not/exist"];
-        assert!(wrong(&files).contains("there is no --gateway-listen"));
-        assert!(wrong(&["--gateway-listen=0.0.0.0:8444"]).contains("needs --gateway-cert-file"));
-        assert!(wrong(&["--gateway-listen=0.0.0.0:8444", files[0]]).contains("are needed both"));
-        let all = wrong(
-            &[&files[..], &["--gateway-listen=x", "--gateway-domain=a..b", "--gateway-url=https://a_b"]]
-                .concat(),
-        );
-        for told in
-            ["--gateway-listen \"x\"", "--gateway-domain \"a..b\"", "/does/not/exist", "\"a_b\" is no host"]
-        {
-            assert!(all.contains(told), "{told}: {all}");
-        }
-
-        let directory = std::env::temp_dir().join(format!("towline-gateway-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let (one, two) = (pair(), pair());
-        let (cert, key) = (directory.join("tls.crt"), directory.join("tls.key"));
-        std::fs::write(&cert, one.cert.pem()).unwrap();
-        std::fs::write(&key, two.signing_key.serialize_pem()).unwrap();
-        let args = [
-            "--gateway-listen=127.0.0.1:0".to_owned(),
-            format!("--gateway-cert-file={}", cert.display()),
-            format!("--gateway-key-file={}", key.display()),
-            "--gateway-domain=K8s.Example.com.".to_owned(),
-        ];
-        let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let mismatch = wrong(&args);
-        std::fs::write(&key, one.signing_key.serialize_pem()).unwrap();
-        let settings = config(&args).check();
-        std::fs::remove_dir_all(&directory).unwrap();
-        assert!(
-            mismatch.contains("does not fit the certificate") && !mismatch.contains("PRIVATE"),
-            "{mismatch}"
-        );
-        assert_eq!(settings.unwrap().gateway.unwrap().domain.as_deref(), Some("k8s.example.com"));
-    }
-
-    #[test]
-    fn without_files_the_hub_makes_a_certificate_for_the_names_that_it_is_told() {
-        let names = |args: &[&str]| {
-            let settings = config(&[&["--gateway-listen=0.0.0.0:8444"], args].concat()).check();
-            settings.map(|settings| settings.gateway.unwrap().names()).map_err(|wrong| wrong.0.join("; "))
-        };
-        let named = |all: &[&str]| Ok(all.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(names(&["--gateway-url=https://Hub.example.com:8444"]), named(&["hub.example.com"]));
-        assert_eq!(names(&["--gateway-url=https://192.0.2.1"]), named(&["192.0.2.1"]));
-        assert_eq!(names(&["--gateway-url=https://[2001:DB8:0::1]:8444"]), named(&["2001:db8::1"]));
-        assert_eq!(
-            names(&["--gateway-url=https://hub", "--gateway-domain=k8s.example.com"]),
-            named(&["hub", "k8s.example.com", "*.k8s.example.com"])
-        );
-        let certificate = std::env::temp_dir().join(format!("towline-gateway-ca-{}", std::process::id()));
-        std::fs::write(&certificate, pair().cert.pem()).unwrap();
-        let ca = format!("--gateway-ca-file={}", certificate.display());
-        let refused = names(&["--gateway-url=https://hub", &ca]);
-        std::fs::remove_file(&certificate).unwrap();
-        assert!(refused.unwrap_err().contains("makes both itself"));
-        let among =
-            names(&["--gateway-url=https://Hub.k8s.example.com:8444", "--gateway-domain=k8s.example.com"]);
-        assert!(among.unwrap_err().contains("each host is a cluster's"));
-        assert!(
-            names(&["--gateway-url=https://k8s.example.com", "--gateway-domain=k8s.example.com"]).is_ok()
-        );
-        let lost = names(&["--gateway-domain=k8s.example.com", "--agents-use-gateway"]);
-        assert!(lost.unwrap_err().contains("--agents-use-gateway needs --gateway-url"));
-    }
-
-    #[test]
-    fn a_key_file_is_read_as_far_as_a_key_can_be_long() {
-        let path = std::env::temp_dir().join(format!("towline-gateway-key-{}", std::process::id()));
-        std::fs::write(&path, "x".repeat(2 << 20)).unwrap();
-        let read = read_pair(&(path.clone(), path.clone())).map(drop);
-        std::fs::remove_file(&path).unwrap();
-        assert!(format!("{:#}", read.unwrap_err()).contains("larger than 1 MiB"));
-        assert!(read_pair(&("/dev/zero".into(), "/dev/zero".into())).is_err());
-    }
-
-    fn pair() -> rcgen::CertifiedKey<rcgen::KeyPair> {
-        rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap()
-    }
-
-    #[test]
-    fn a_replica_with_peers_says_where_it_is_and_has_a_name_that_can_be_certified() {
-        let peers = |args: &[&str]| {
-            let settings = config(&[&["--hub-id=hub-1"], args].concat()).check();
-            settings.map(|settings| settings.peers).map_err(|wrong| wrong.0.join("; "))
-        };
-        assert_eq!(peers(&[]), Ok(None));
-        for address in ["10.0.0.7:9000", "10.0.0.7", "fd00::7", "[fd00::7]:9000"] {
-            let there = peers(&["--peer-listen=0.0.0.0:9000", &format!("--peer-address={address}")])
-                .unwrap()
-                .unwrap();
-            assert_eq!((there.listen.port(), there.address.port()), (9000, 9000), "{address}");
-        }
-        assert!(peers(&["--peer-listen=0.0.0.0:9000"]).unwrap_err().contains("both"));
-        for address in ["0.0.0.0", "pod", "10.0.0.7:0", "[::]:9000"] {
-            let wrong =
-                peers(&["--peer-listen=0.0.0.0:9000", &format!("--peer-address={address}")]).unwrap_err();
-            assert!(wrong.contains("--peer-address"), "{wrong}");
-        }
-        for id in ["controllers", "Hub", "a_b", "-a", &"a.".repeat(100)] {
-            let all = ["--peer-listen=0.0.0.0:9000", "--peer-address=10.0.0.7", &format!("--hub-id={id}")];
-            assert!(config(&all).check().unwrap_err().0.join("; ").contains("--hub-id"), "{id}");
-        }
-    }
-
-    #[test]
-    fn durations_have_a_unit() {
-        for (text, seconds) in [
-            ("90s", Some(90)),
-            ("2h", Some(7200)),
-            ("7d", Some(604_800)),
-            ("5", None),
-            ("", None),
-            ("h", None),
-            ("99999999999999999999d", None),
-        ] {
-            assert_eq!(duration(text).map(|d| d.as_secs()), seconds, "{text}");
-        }
-    }
-}
+mod tests;

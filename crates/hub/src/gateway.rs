@@ -39,6 +39,7 @@ use location::Spelt;
 
 /// The path of the hub's metrics, behind each door.
 const METRICS: &str = "/metrics";
+const CONFIGZ: &str = "/configz";
 
 /// What somebody showed at this door: asked about again for as long as a request stays open.
 #[derive(Debug)]
@@ -126,9 +127,11 @@ pub(crate) async fn decide(
         Ok(token) => hub.own(token, from).await,
         Err(refusal) => Err(refusal),
     };
-    if let (Address::Bare, METRICS, Ok(Shown::Parents(token))) = (&address, uri.path(), &shown) {
-        *kind = "metrics";
-        return metrics(hub, verb, token, &request, from).await;
+    if let (Address::Bare, path @ (METRICS | CONFIGZ), Ok(Shown::Parents(token))) =
+        (&address, uri.path(), &shown)
+    {
+        *kind = if path == METRICS { "metrics" } else { "configz" };
+        return own_state(hub, verb, token, &request, from).await;
     }
     *kind = "proxy";
     // An unknown name is asked about like any other: the same question, the same time, the same answer.
@@ -282,7 +285,7 @@ impl Hub {
 }
 
 /// For Prometheus, which has a token of the parent and is no aggregator. A token of the hub's own leads to a child's.
-async fn metrics(
+async fn own_state(
     hub: &Arc<Hub>,
     verb: &str,
     token: &Secret,
@@ -290,14 +293,15 @@ async fn metrics(
     from: IpAddr,
 ) -> Result<Response<ResponseBody>, Refusal> {
     if verb != "get" {
-        return Err(Refusal::MethodNotAllowed("metrics are read with GET".to_owned()));
+        return Err(Refusal::MethodNotAllowed("metrics and configuration are read with GET".to_owned()));
     }
     if Impersonation::read(request.headers())?.is_some() {
-        return Err(Refusal::BadRequest("metrics are read as oneself".to_owned()));
+        return Err(Refusal::BadRequest("metrics and configuration are read as oneself".to_owned()));
     }
     let who = hub.tokens.identify(token, from).await?;
-    handle::may_read(hub, &who, METRICS).await?;
-    Ok(handle::metrics(hub))
+    let path = request.uri().path();
+    handle::may_read(hub, &who, path).await?;
+    Ok(if path == METRICS { handle::metrics(hub) } else { handle::configz(hub) })
 }
 
 /// For load balancers, which have no token.

@@ -57,7 +57,7 @@ impl Grant {
             tokio::select! {
                 biased;
                 () = async { match revoked { Some(revoked) => revoked.cancelled().await, None => pending().await } } => return,
-                () = tokio::time::sleep(jittered(hub.settings.limits.recheck)) => {}
+                () = tokio::time::sleep(jittered(hub.running.limits().recheck)) => {}
             }
             match self.ask_again(&hub).await {
                 Ok(now) if self.roles.iter().all(|role| now.roles.contains(role)) => unanswered = 0,

@@ -43,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
+use crate::running::Running;
 use crate::shares::Shares;
 use crate::tunnels::{Tunnels, accept};
 
@@ -102,10 +103,12 @@ pub struct Hub {
     pub metrics: Metrics,
     /// `/metrics`
     pub registry: Arc<Registry>,
-    /// Flags.
+    /// The configuration at the start.
     pub settings: Arc<Settings>,
     /// Connections at the doors, until they end or become a tunnel or a stream.
     pub doors: TaskTracker,
+    /// What of it can change.
+    pub running: Running,
     /// Tunnels and open streams, which outlive the connections that they came on.
     pub streams: TaskTracker,
     /// The end.
@@ -142,6 +145,7 @@ impl Hub {
             join: Join::new(client, Arc::clone(&settings), Arc::clone(&catalog)),
             documents: Documents::new(),
             doors: TaskTracker::new(),
+            running: Running::new(&settings),
             streams: TaskTracker::new(),
             phases: Phases::default(),
             started: Timestamp::now(),
@@ -228,6 +232,10 @@ async fn decide(
             may_read(hub, &who, uri.path()).await?;
             Ok(metrics(hub))
         }
+        RequestInfo::Configz => {
+            may_read(hub, &who, uri.path()).await?;
+            Ok(configz(hub))
+        }
         RequestInfo::Attach(cluster) => {
             let _turn = accept::turn(hub).await?;
             Box::pin(accept::attach(hub, &who, cluster, None, request)).await
@@ -298,7 +306,11 @@ pub(crate) fn open_event(
         RequestInfo::ListCredentials | RequestInfo::RevokeCredential(_) => {
             (Resource::Access("issuedcredentials"), None)
         }
-        RequestInfo::Health | RequestInfo::HealthDetail | RequestInfo::Metrics | RequestInfo::Document(_) => {
+        RequestInfo::Health
+        | RequestInfo::HealthDetail
+        | RequestInfo::Metrics
+        | RequestInfo::Configz
+        | RequestInfo::Document(_) => {
             return Ok(Event::default());
         }
     };
@@ -323,6 +335,11 @@ pub(crate) async fn may_read(hub: &Hub, who: &Arc<Identity>, path: &str) -> Resu
 /// What is counted, as Prometheus reads it.
 pub(crate) fn metrics(hub: &Hub) -> Response<ResponseBody> {
     admin::encode_metrics(&hub.registry).map(full)
+}
+
+/// The configuration that is in force.
+pub(crate) fn configz(hub: &Hub) -> Response<ResponseBody> {
+    found(&hub.running.shown())
 }
 
 /// Asks whether the caller may create such an object, and reads it.

@@ -35,5 +35,6 @@ pub mod refusal;
 pub mod request_info;
 mod rewatch;
 pub mod route;
+pub mod running;
 pub mod shares;
 pub mod tunnels;

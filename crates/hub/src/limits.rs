@@ -48,26 +48,26 @@ pub const TUNNEL_AGE: Duration = Duration::from_hours(24);
 #[command(next_help_heading = "Limits")]
 pub struct Flags {
     /// Requests to children at once; watches and streams count while they are open.
-    #[arg(long, env = "TOWLINE_MAX_IN_FLIGHT", default_value_t = IN_FLIGHT)]
-    max_in_flight: u32,
+    #[arg(long, env = "TOWLINE_MAX_IN_FLIGHT", default_value_t = IN_FLIGHT.to_string())]
+    max_in_flight: String,
     /// Of these, one user's.
-    #[arg(long, env = "TOWLINE_MAX_IN_FLIGHT_PER_USER", default_value_t = USER_IN_FLIGHT)]
-    max_in_flight_per_user: u32,
+    #[arg(long, env = "TOWLINE_MAX_IN_FLIGHT_PER_USER", default_value_t = USER_IN_FLIGHT.to_string())]
+    max_in_flight_per_user: String,
     /// Of these, one cluster's.
-    #[arg(long, env = "TOWLINE_MAX_IN_FLIGHT_PER_CLUSTER", default_value_t = CLUSTER_IN_FLIGHT)]
-    max_in_flight_per_cluster: u32,
+    #[arg(long, env = "TOWLINE_MAX_IN_FLIGHT_PER_CLUSTER", default_value_t = CLUSTER_IN_FLIGHT.to_string())]
+    max_in_flight_per_cluster: String,
     /// Requests a second of one user, with bursts of twice as many.
-    #[arg(long, env = "TOWLINE_MAX_RATE_PER_USER", default_value_t = USER_RATE)]
-    max_rate_per_user: u32,
+    #[arg(long, env = "TOWLINE_MAX_RATE_PER_USER", default_value_t = USER_RATE.to_string())]
+    max_rate_per_user: String,
     /// Requests a second to one cluster, with bursts of twice as many.
-    #[arg(long, env = "TOWLINE_MAX_RATE_PER_CLUSTER", default_value_t = CLUSTER_RATE)]
-    max_rate_per_cluster: u32,
+    #[arg(long, env = "TOWLINE_MAX_RATE_PER_CLUSTER", default_value_t = CLUSTER_RATE.to_string())]
+    max_rate_per_cluster: String,
     /// Bytes of a request's headers.
-    #[arg(long, env = "TOWLINE_MAX_HEADER_BYTES", default_value_t = HEADER_BYTES)]
-    max_header_bytes: u32,
+    #[arg(long, env = "TOWLINE_MAX_HEADER_BYTES", default_value_t = HEADER_BYTES.to_string())]
+    max_header_bytes: String,
     /// Header lines of an HTTP/1.1 request.
-    #[arg(long, env = "TOWLINE_MAX_HEADER_LINES", default_value_t = HEADER_LINES)]
-    max_header_lines: u32,
+    #[arg(long, env = "TOWLINE_MAX_HEADER_LINES", default_value_t = HEADER_LINES.to_string())]
+    max_header_lines: String,
     /// From accept to the end of a request's head.
     #[arg(long, env = "TOWLINE_REQUEST_HEAD_TIMEOUT", default_value = "10s")]
     request_head_timeout: String,
@@ -136,11 +136,16 @@ impl Default for Limits {
 impl Flags {
     /// Checks all of them; what is wrong is added to `wrong`.
     pub(crate) fn check(self, wrong: &mut Vec<String>) -> Limits {
-        let mut number = |flag: &str, given: u32, range: RangeInclusive<u32>| {
-            if !range.contains(&given) {
-                wrong.push(format!("{flag} {given} is not between {} and {}", range.start(), range.end()));
-            }
-            given
+        let mut number = |flag: &str, given: String, range: RangeInclusive<u32>| {
+            let number = given.parse().ok().filter(|number| range.contains(number));
+            number.unwrap_or_else(|| {
+                wrong.push(format!(
+                    "{flag} {given:?} is no number between {} and {}",
+                    range.start(),
+                    range.end()
+                ));
+                *range.start()
+            })
         };
         let mut limits = Limits {
             in_flight: number("--max-in-flight", self.max_in_flight, 1..=1_000_000),

@@ -148,7 +148,7 @@ async fn connection(
     hub: Arc<Hub>,
 ) {
     let _counted = InFlight::new(&hub.metrics.connections);
-    let limits = &hub.settings.limits;
+    let limits = hub.running.limits();
     if let Err(error) = tune(&socket) {
         tracing::debug!(%address, %error, "a socket could not be tuned");
     }
@@ -177,9 +177,9 @@ async fn connection(
     // Tasks of HTTP/2 streams end with their connection; the tracker only waits for them.
     let streams = TaskTracker::new();
     let connection = if is_http2 {
-        Either::Left(http2(&streams, limits).serve_connection(io, service))
+        Either::Left(http2(&streams, &limits).serve_connection(io, service))
     } else {
-        Either::Right(http1(limits).serve_connection(io, service).with_upgrades())
+        Either::Right(http1(&limits).serve_connection(io, service).with_upgrades())
     };
     let mut connection = pin!(connection);
     let (mut first, mut draining) = (pin!(sleep(limits.head_timeout)), false);

@@ -1,19 +1,18 @@
 //! `towline-hub`: reads its configuration, starts logging, runs the hub until a signal. Exit code 64 (BSD's
-//! `EX_USAGE`) for a configuration that is wrong, 1 for a hub that failed.
+//! `EX_USAGE`) for a configuration that is wrong, 1 for a hub that failed. `towline-hub check` and `--print-config` start
+//! nothing.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use hub::app;
-use hub::config::{Config, Settings};
+use hub::config::Settings;
+use hub::config::line::{self, BAD_CONFIGURATION, Task};
 use runtime::stop::{self, Stop};
 
 /// glibc's allocator keeps what many short connections on many threads have freed.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
     // Before anything secret is in memory.
@@ -21,10 +20,23 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "towline-hub: core dumps cannot be switched off: {error}");
         return ExitCode::FAILURE;
     }
-    let settings = match configure() {
-        Ok(settings) => settings,
-        Err(code) => return code,
+    let settings = match line::read(std::env::args_os().collect()) {
+        Task::Run(settings) => *settings,
+        Task::Tell { output, errors, code } => {
+            let _ = write!(std::io::stdout(), "{output}");
+            let _ = write!(std::io::stderr(), "{errors}");
+            return ExitCode::from(code);
+        }
+        Task::Clap(error) => {
+            let _ = error.print();
+            // Help and version are no mistakes.
+            return if error.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
+        }
     };
+    if let Err(error) = runtime::logs::init(settings.log_format, &settings.log_filter) {
+        let _ = writeln!(std::io::stderr(), "towline-hub: {error:#}");
+        return ExitCode::FAILURE;
+    }
     match serve(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,24 +44,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Settings and logs; what is wrong is told on standard error, since there is no log yet.
-fn configure() -> Result<Settings, ExitCode> {
-    let config = Config::try_parse().map_err(|error| {
-        // Help and version are no mistakes.
-        let code = if error.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
-        let _ = error.print();
-        code
-    })?;
-    let complain = |what: &dyn std::fmt::Display| {
-        let _ = writeln!(std::io::stderr(), "towline-hub: {what}");
-        ExitCode::from(BAD_CONFIGURATION)
-    };
-    let settings = config.check().map_err(|mistakes| complain(&mistakes))?;
-    runtime::logs::init(settings.log_format, &settings.log_filter)
-        .map_err(|error| complain(&format!("{error:#}")))?;
-    Ok(settings)
 }
 
 #[tokio::main]

@@ -27,6 +27,8 @@ pub enum RequestInfo {
     HealthDetail,
     /// `/metrics`: by permission.
     Metrics,
+    /// `/configz`: by permission.
+    Configz,
     /// A constant document, for whoever the parent has authenticated.
     Document(Document),
     /// An agent opens its tunnel.
@@ -104,6 +106,7 @@ impl RequestInfo {
                 Self::Health
                 | Self::HealthDetail
                 | Self::Metrics
+                | Self::Configz
                 | Self::Document(_)
                 | Self::Proxy(_)
                 | Self::ListCredentials => (info, &[Method::GET, Method::HEAD]),
@@ -124,6 +127,7 @@ impl RequestInfo {
         match self {
             Self::Health | Self::HealthDetail => "health",
             Self::Metrics => "metrics",
+            Self::Configz => "configz",
             Self::Document(_) => "document",
             Self::Attach(_) => "attach",
             Self::Proxy(_) => "proxy",
@@ -244,6 +248,7 @@ fn shape(path: &str, query: Option<&str>) -> Result<Shape, Refusal> {
         "/openapi/v3/apis/access.towline.io/v1alpha1" => AccessOpenApi,
         "/livez" | "/readyz" | "/healthz" => return Ok(Shape::Whole(RequestInfo::Health)),
         "/metrics" => return Ok(Shape::Whole(RequestInfo::Metrics)),
+        "/configz" => return Ok(Shape::Whole(RequestInfo::Configz)),
         _ => {
             if let Some(rest) = path.strip_prefix(PROXIES) {
                 return socket(rest, query);

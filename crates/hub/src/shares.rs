@@ -15,9 +15,9 @@ const KEEP: usize = 1024;
 /// The shares of all users, or of all clusters.
 #[derive(Debug)]
 pub struct Shares {
-    most: u32,
+    most: AtomicU32,
     /// Nanoseconds between two requests at the full rate.
-    gap: u64,
+    gap: AtomicU64,
     /// So much may be asked ahead of the rate: two seconds' worth.
     ahead: u64,
     begun: Instant,
@@ -55,14 +55,19 @@ pub enum Full {
 impl Shares {
     /// At most so many at once and a second, each.
     pub fn new(in_flight: u32, rate: u32) -> Self {
-        let gap = 1_000_000_000 / u64::from(rate.max(1));
         Self {
-            most: in_flight,
-            gap,
+            most: AtomicU32::new(in_flight),
+            gap: AtomicU64::new(gap(rate)),
             ahead: 2_000_000_000,
             begun: Instant::now(),
             known: Mutex::new(Known { shares: HashMap::new(), sweep_at: KEEP }),
         }
+    }
+
+    /// From now on so many. Who has more open keeps them.
+    pub fn change(&self, in_flight: u32, rate: u32) {
+        self.most.store(in_flight, Ordering::Relaxed);
+        self.gap.store(gap(rate), Ordering::Relaxed);
     }
 
     /// A place for one request.
@@ -74,16 +79,18 @@ impl Shares {
         let place = Place(self.share(name, now));
         let open = place.0.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         // From here on dropping the place takes the count back.
-        if open > self.most {
-            return Err(Full::InFlight(self.most));
+        let most = self.most.load(Ordering::Relaxed);
+        if open > most {
+            return Err(Full::InFlight(most));
         }
+        let gap = self.gap.load(Ordering::Relaxed);
         let next = |due: u64| {
             let due = due.max(now);
-            (due - now <= self.ahead).then_some(due + self.gap)
+            (due - now <= self.ahead).then_some(due + gap)
         };
         match place.0.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
             Ok(_) => Ok(place),
-            Err(_) => Err(Full::Rate(u32::try_from(1_000_000_000 / self.gap).unwrap_or(u32::MAX))),
+            Err(_) => Err(Full::Rate(u32::try_from(1_000_000_000 / gap).unwrap_or(u32::MAX))),
         }
     }
 
@@ -102,6 +109,10 @@ impl Shares {
         }
         Arc::clone(known.shares.entry(name.to_owned()).or_default())
     }
+}
+
+fn gap(rate: u32) -> u64 {
+    1_000_000_000 / u64::from(rate.max(1))
 }
 
 impl Drop for Place {
@@ -136,6 +147,22 @@ mod tests {
         let passed = (0..100).filter(|_| shares.take("a").is_ok()).count();
         assert_eq!(passed, 10, "one second's worth");
         assert!(shares.take("b").is_ok(), "another has a rate of its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_limits_hold_for_the_next_request() {
+        let shares = Shares::new(1, 1000);
+        let held = shares.take("a").unwrap();
+        assert_eq!(shares.take("a").unwrap_err(), Full::InFlight(1));
+        shares.change(2, 1000);
+        let second = shares.take("a").unwrap();
+        shares.change(1, 10);
+        drop(second);
+        assert_eq!(shares.take("a").unwrap_err(), Full::InFlight(1), "what is open counts");
+        drop(held);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!((0..100).filter(|_| shares.take("a").is_ok()).count(), 21);
+        assert_eq!(shares.take("a").unwrap_err(), Full::Rate(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -147,7 +147,9 @@ async fn health_is_for_anyone_and_its_details_are_not() {
     }
     let stream = TokioIo::new(world.dial(None, Wire::H1).await);
     assert_eq!(world.send_on(Wire::H1, stream, ask("GET", "/readyz/catalog", &[])).await.status(), 401);
-    for (path, code) in [("/readyz/other", 403), ("/metrics", 403), ("/readyz/catalog", 404)] {
+    for (path, code) in
+        [("/readyz/other", 403), ("/metrics", 403), ("/configz", 403), ("/readyz/catalog", 404)]
+    {
         assert_eq!(world.get(Wire::H2, "alice", path).await.status(), code, "{path}");
     }
     let asked: Vec<_> =

@@ -120,6 +120,27 @@ async fn metrics_are_read_with_a_token_whose_owner_may_get_them() {
 }
 
 #[tokio::test]
+async fn the_configuration_is_shown_to_a_token_whose_owner_may_get_it() {
+    let mut world = World::at_the_gateway().await;
+    assert_eq!(code(&world.fetch(ALICE, "/configz", &[]).await), 403);
+    world.close().await;
+    let mut world = World::at_the_gateway().await;
+    world.parent.rule(|spec| Some(spec["nonResourceAttributes"]["path"] == "/configz"));
+    let answer = world.fetch(ALICE, "/configz", &[]).await;
+    assert_eq!(code(&answer), 200);
+    let shown = object(answer).await;
+    assert_eq!((&shown["component"], &shown["hub"]), (&json!("towline-hub"), &json!("towline-hub")));
+    assert_eq!(shown["precedence"], json!(["flag", "environment", "file", "default"]));
+    for (method, headers, refused) in
+        [("GET", &[][..], 401), ("GET", &[("authorization", "Bearer x")][..], 401)]
+    {
+        let answer = world.send_to_gateway(Wire::H2, ask(method, "/configz", headers)).await;
+        assert_eq!(code(&answer), refused, "{method}");
+    }
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_token_for_the_gateway_alone_is_good_at_the_gateway() {
     let mut world = World::at_the_gateway().await;
     let user = json!({ "username": "alice", "groups": ["dev"] });
