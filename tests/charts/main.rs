@@ -14,13 +14,14 @@ use case::{Case, Helm, read};
 use serde_json::{Value, json};
 
 /// Flags and variables that a chart has no value for, and why.
-const NOT_IN_A_CHART: [&str; 6] = [
-    "TOWLINE_KUBECONFIG",       // a pod needs none
-    "TOWLINE_HUB_ID",           // the pod's name, from HOSTNAME
-    "HOSTNAME",                 // Kubernetes sets it
+const NOT_IN_A_CHART: [&str; 7] = [
+    "TOWLINE_CONFIG", // the hub's chart makes it of its values; an agent has nothing to put there
+    "TOWLINE_KUBECONFIG", // a pod needs none
+    "TOWLINE_HUB_ID", // the pod's name, from HOSTNAME
+    "HOSTNAME",       // Kubernetes sets it
     "TOWLINE_REGISTRATION_DIR", // where the Secret is mounted
-    "TOWLINE_KUBE_CA_FILE",     // where Kubernetes mounts it
-    "TOWLINE_TOKEN_FILE",       // the same
+    "TOWLINE_KUBE_CA_FILE", // where Kubernetes mounts it
+    "TOWLINE_TOKEN_FILE", // the same
 ];
 
 #[test]
@@ -86,12 +87,13 @@ fn every_flag_has_a_value_in_its_chart() -> Result<()> {
             for variable in variables.filter(|variable| !NOT_IN_A_CHART.contains(variable)) {
                 seen += 1;
                 let short = variable.trim_start_matches("TOWLINE_");
+                let flag = short.to_lowercase().replace('_', "-");
+                // As a variable, or as a key of the file that is followed.
+                let spellings = [short, variable, &flag].map(|name| format!("\"{name}\""));
                 ensure!(
-                    template.contains(&format!("\"{short}\""))
-                        || template.contains(&format!("\"{variable}\"")),
+                    spellings.iter().any(|name| template.contains(name)),
                     "{variable} has no value in {chart}: add one to {templates}, or a reason to NOT_IN_A_CHART"
                 );
-                let flag = short.to_lowercase().replace('_', "-");
                 ensure!(
                     checks.contains(&format!("\"{flag}\"")),
                     "extraArgs of {chart} may set --{flag} behind the back of its value: add it to _checks.tpl"

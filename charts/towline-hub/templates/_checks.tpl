@@ -121,7 +121,7 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- end -}}
 
 {{- range $v.extraVolumes -}}
-{{- if has .name (list "gateway" "gateway-ca" "parent-ca") -}}
+{{- if has .name (list "config" "gateway" "gateway-ca" "parent-ca") -}}
 {{- $wrong = append $wrong (printf "extraVolumes has a volume %s, which is a name of the chart's own: give it another name" .name) -}}
 {{- end -}}
 {{- end -}}
@@ -137,7 +137,7 @@ value's path, why, and what to do. The hub checks its own flags again when it st
 {{- $names = append $names .name -}}
 {{- end -}}
 {{- $flags := dict
-      "listen" "bindAddress" "gateway-listen" "gateway.enabled" "gateway-cert-file" "gateway.certificate" "gateway-key-file" "gateway.certificate"
+      "config" "limits and log (they make the file)" "listen" "bindAddress" "gateway-listen" "gateway.enabled" "gateway-cert-file" "gateway.certificate" "gateway-key-file" "gateway.certificate"
       "gateway-url" "gateway.url" "gateway-ca-file" "gateway.ca" "gateway-domain" "gateway.domain" "max-credential-ttl" "maxCredentialTTL"
       "public-url" "publicURL" "intranet-url" "intranetURL" "parent-ca-file" "parentCA" "agent-image" "agentImage"
       "map-service-accounts" "mapServiceAccounts" "agents-use-gateway" "gateway.forAgents" "max-invitation-ttl" "maxInvitationTTL" "shutdown-delay" "shutdown.delay"

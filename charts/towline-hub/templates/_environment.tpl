@@ -1,6 +1,7 @@
 {{/*
 The hub's environment: one variable for each value that differs from what the hub does by itself
-(crates/hub/src/config.rs, crates/hub/src/limits.rs). A list of name and value, as YAML.
+(crates/hub/src/config.rs, crates/hub/src/limits.rs). A list of name and value, as YAML. What the hub can change while it
+runs is in its file instead, below.
 */}}
 {{- define "towline-hub.environment" -}}
 {{- $env := list
@@ -13,18 +14,9 @@ The hub's environment: one variable for each value that differs from what the hu
       (list "MAX_CREDENTIAL_TTL" .Values.maxCredentialTTL)
       (list "AUDIT_LOG" (eq .Values.audit.log "-" | ternary "" .Values.audit.log))
       (list "LOG_FORMAT" .Values.log.format)
-      (list "LOG_FILTER" .Values.log.filter)
       (list "MAX_IN_FLIGHT" .Values.limits.maxInFlight)
-      (list "MAX_IN_FLIGHT_PER_USER" .Values.limits.maxInFlightPerUser)
-      (list "MAX_IN_FLIGHT_PER_CLUSTER" .Values.limits.maxInFlightPerCluster)
-      (list "MAX_RATE_PER_USER" .Values.limits.maxRatePerUser)
-      (list "MAX_RATE_PER_CLUSTER" .Values.limits.maxRatePerCluster)
-      (list "MAX_HEADER_BYTES" .Values.limits.maxHeaderBytes)
-      (list "MAX_HEADER_LINES" .Values.limits.maxHeaderLines)
-      (list "REQUEST_HEAD_TIMEOUT" .Values.limits.requestHeadTimeout)
       (list "ANSWER_TIMEOUT" .Values.limits.answerTimeout)
       (list "STREAM_IDLE_TIMEOUT" .Values.limits.streamIdleTimeout)
-      (list "RECHECK_INTERVAL" .Values.limits.recheckInterval)
       (list "MAX_TUNNEL_AGE" .Values.limits.maxTunnelAge) -}}
 {{- if .Values.bindAddress -}}
 {{- $env = append $env (list "LISTEN" (include "towline-hub.listen" (dict "address" .Values.bindAddress "port" 8443))) -}}
@@ -60,6 +52,7 @@ The hub's environment: one variable for each value that differs from what the hu
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $env = append $env (list "CONFIG" "/etc/towline/config/config.yaml") -}}
 {{- if gt (int .Values.replicas) 1 }}
 # Where the other replicas find this one; its port is that of TOWLINE_PEER_LISTEN.
 - name: "TOWLINE_PEER_ADDRESS"
@@ -71,6 +64,27 @@ The hub's environment: one variable for each value that differs from what the hu
 {{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
 - name: TOWLINE_{{ index . 0 }}
   value: {{ kindIs "float64" $value | ternary (printf "%.0f" (float64 $value)) (toString $value) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Keys of the hub's file: values that it takes without a restart (`LIVE` in crates/hub/src/config.rs). */}}
+{{- define "towline-hub.configuration" -}}
+{{- $keys := list
+      (list "max-in-flight-per-user" .Values.limits.maxInFlightPerUser)
+      (list "max-in-flight-per-cluster" .Values.limits.maxInFlightPerCluster)
+      (list "max-rate-per-user" .Values.limits.maxRatePerUser)
+      (list "max-rate-per-cluster" .Values.limits.maxRatePerCluster)
+      (list "max-header-bytes" .Values.limits.maxHeaderBytes)
+      (list "max-header-lines" .Values.limits.maxHeaderLines)
+      (list "request-head-timeout" .Values.limits.requestHeadTimeout)
+      (list "recheck-interval" .Values.limits.recheckInterval)
+      (list "log-filter" .Values.log.filter) -}}
+# What stands here is taken within a minute or so, without a restart. All keys: docs/configuration.md
+{{- range $keys }}
+{{- $value := index . 1 }}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
+{{ index . 0 }}: {{ kindIs "float64" $value | ternary (printf "%.0f" (float64 $value)) (toString $value) | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -13,6 +13,9 @@
   configMap: {name: {{ . }}, optional: false}
 {{- end }}
 {{- end }}
+# No subPath: a changed file reaches the hub, which reads it again every 5 s.
+- name: config
+  configMap: {name: clusternet-hub-config, optional: false}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
@@ -28,6 +31,7 @@
 - {name: gateway-ca, mountPath: /etc/towline/gateway-ca, readOnly: true}
 {{- end }}
 {{- end }}
+- {name: config, mountPath: /etc/towline/config, readOnly: true}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
 {{- end }}
