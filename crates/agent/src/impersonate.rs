@@ -336,6 +336,21 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_context_reaches_the_child_as_it_came() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut inbound = HeaderMap::new();
+        inbound.insert("traceparent", parent.parse().unwrap());
+        inbound.append("tracestate", "a=1,b=2".parse().unwrap());
+        inbound.append("tracestate", "c=3".parse().unwrap());
+        for upgrading in [false, true] {
+            let request = built(&Identity::of("alice", &[]).unwrap(), &inbound, upgrading).unwrap();
+            assert_eq!(values(request.headers(), "traceparent"), [parent]);
+            // A list may be folded over lines (W3C Trace Context section 3.3.1).
+            assert_eq!(values(request.headers(), "tracestate"), ["a=1,b=2", "c=3"]);
+        }
+    }
+
+    #[test]
     fn a_uid_or_an_extra_field_reaches_no_child() {
         let extra = BTreeMap::from([("example.com/scope".to_owned(), vec!["a".to_owned()])]);
         for (uid, extra) in [(Some("7".to_owned()), BTreeMap::new()), (None, extra)] {

@@ -136,6 +136,23 @@ async fn other_shapes_ask_nobody_and_reach_nobody() {
 }
 
 #[tokio::test]
+async fn a_trace_context_crosses_as_it_came() {
+    let (mut world, recorder) = World::recorded().await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let who = [("x-remote-user", "alice"), ("x-remote-group", "dev")];
+    let trace = [("traceparent", parent), ("tracestate", "a=1,b=2")];
+    for wire in [Wire::H1, Wire::H2] {
+        let request = ask("GET", &format!("{BASE}/c1/proxy/direct/api"), &[&who[..], &trace].concat());
+        assert_eq!(world.send(wire, request).await.status(), 200);
+        let seen = world.seen(&recorder).await;
+        assert_eq!(seen.len(), 1);
+        for (name, value) in trace {
+            assert_eq!(seen[0].headers[name], value, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn health_is_for_anyone_and_its_details_are_not() {
     let mut world = World::start().await;
     world.parent.rule(|spec| Some(spec["nonResourceAttributes"]["path"] == "/readyz/catalog"));
