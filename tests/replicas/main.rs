@@ -1,6 +1,5 @@
 //! Several replicas of the hub, and rolling restarts of hub and agent that nobody notices, on a real Kubernetes.
 
-mod crowd;
 mod hop;
 mod rolling;
 

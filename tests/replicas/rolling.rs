@@ -1,21 +1,28 @@
 //! The two rolling restarts. What a Deployment and a Service do to the hub is done here by hand, since the parent has no
 //! node; the agent's Deployment is a real one.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tests::bench::load::{Client, Target};
+use tests::crowd::{Crowd, Shell};
 use tests::front::Front;
 use tests::process::{Process, wait_until};
 use tests::world::{SYSTEM, World};
 
 use crate::Outcome;
-use crate::crowd::{Crowd, Shell};
 
 const SOON: Duration = Duration::from_secs(60);
 /// What the hub that goes is started with. Within the delay the endpoints follow the readiness, and the agent comes.
 const LEAVING: [&str; 6] = ["--hub-id", "leaving", "--shutdown-delay", "8s", "--shutdown-grace", "15s"];
+
+/// The path of the administrator's kubeconfig of the child.
+async fn kubeconfig(world: &World) -> Result<PathBuf> {
+    world.admin_through_hub().await?;
+    Ok(world.scratch().path().join("kubeconfigs/edge-1.kubeconfig"))
+}
 
 /// The agent's pods: their names, and whether each is on its way out.
 async fn pods(world: &World) -> Result<Vec<(String, bool)>> {
@@ -32,8 +39,9 @@ async fn pods(world: &World) -> Result<Vec<(String, bool)>> {
 pub(crate) async fn a_rolling_update_of_the_agent_fails_no_request_and_cuts_no_watch(
     world: &mut World,
 ) -> Outcome {
-    let crowd = Crowd::gather(world).await?;
-    let mut shell = Shell::open(world).await?;
+    let path = kubeconfig(world).await?;
+    let crowd = Crowd::gather(&path, world.child().kubectl()).await?;
+    let mut shell = Shell::open(&path).await?;
     let before = pods(world).await?;
     let child = world.child().kubectl();
     child.ok(&["-n", SYSTEM, "rollout", "restart", "deployment/clusternet-agent"]).await?;
@@ -83,8 +91,9 @@ pub(crate) async fn a_rolling_restart_of_the_hub_fails_no_request_and_cuts_no_wa
     world.stop_hub().context("the hub ran")?;
     world.wait_ready(SOON).await?;
 
-    let crowd = Crowd::gather(world).await?;
-    let mut shell = Shell::open(world).await?;
+    let path = kubeconfig(world).await?;
+    let crowd = Crowd::gather(&path, world.child().kubectl()).await?;
+    let mut shell = Shell::open(&path).await?;
     // The new one is up before the old one goes.
     world.launch_hub().await?;
     ready(world, world.hub()?, world.hub_port()).await?;

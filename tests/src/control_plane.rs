@@ -74,11 +74,13 @@ impl ControlPlane {
         let place = |program: Program| inside.into_iter().fold(program, Program::within);
 
         let authority = Authority::new(&format!("{name}-ca"))?;
-        write_pki(&directory, &authority, address)?;
+        write_pki(&directory, &authority, address, inside)?;
         write(&directory.join("audit.yaml"), AUDIT_POLICY)?;
 
         let etcd = place(etcd(binaries, name, &directory, etcd_port, peer_port)).start(scratch)?;
-        let flags = apiserver_flags(binaries, &directory, address, port, etcd_port);
+        let mut flags = apiserver_flags(binaries, &directory, address, port, etcd_port);
+        // Beside the node it reaches pods, and there is no kube-proxy for the addresses of Services.
+        flags.push(format!("--enable-aggregator-routing={}", inside.is_some()));
         let program =
             place(Program::new(format!("{name}-kube-apiserver"), &binaries.kube_apiserver).args(flags));
         let apiserver = program.clone().start(scratch)?;
@@ -346,7 +348,6 @@ fn apiserver_flags(
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         format!("--proxy-client-cert-file={}", file("front-proxy-client.crt")),
         format!("--proxy-client-key-file={}", file("front-proxy-client.key")),
-        "--enable-aggregator-routing=false".to_owned(),
         format!("--audit-policy-file={}", file("audit.yaml")),
         format!("--audit-log-path={}", file("audit.log")),
         // Written before the answer goes out, so that a test finds its own request there.
@@ -364,7 +365,12 @@ fn apiserver_flags(
 
 const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
 
-fn write_pki(directory: &Path, authority: &Authority, address: Ipv4Addr) -> Result<()> {
+fn write_pki(
+    directory: &Path,
+    authority: &Authority,
+    address: Ipv4Addr,
+    inside: Option<&Network>,
+) -> Result<()> {
     let front_proxy = Authority::new("front-proxy-ca")?;
     let tokens = service_account_key()?;
     let local = ["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -376,6 +382,8 @@ fn write_pki(directory: &Path, authority: &Authority, address: Ipv4Addr) -> Resu
             SERVICE_ADDRESS.to_string(),
             address.to_string(),
         ])
+        // Where something on this machine may lead to it.
+        .chain(inside.map(|network| network.parent_address().to_string()))
         .chain(local.clone())
         .collect();
     write(&directory.join("ca.crt"), authority.certificate_pem())?;

@@ -1,8 +1,8 @@
-//! One address for several hubs, as a Service is: each connection goes to the first of them that accepts it. Which these
+//! One address for several servers, as a Service is: each connection goes to the first of them that accepts it. Which these
 //! are can change while it runs, as the endpoints of a Service do. A process on this machine has no Service, and an
 //! APIService names one port.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 #[derive(Debug)]
 pub struct Front {
     port: u16,
-    backends: Arc<Mutex<Vec<u16>>>,
+    backends: Arc<Mutex<Vec<SocketAddr>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -23,7 +23,15 @@ impl Front {
     /// # Errors
     /// When there is no free port.
     pub async fn start(backends: Vec<u16>) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::at(Ipv4Addr::LOCALHOST, on_loopback(backends)).await
+    }
+
+    /// Starts one at an address of this machine, for servers anywhere.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub async fn at(address: Ipv4Addr, backends: Vec<SocketAddr>) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let port = listener.local_addr()?.port();
         let backends = Arc::new(Mutex::new(backends));
         let mut tasks = JoinSet::new();
@@ -33,7 +41,7 @@ impl Front {
 
     /// Leads new connections to these from now on; open ones stay where they are.
     pub fn lead_to(&self, backends: Vec<u16>) {
-        *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends;
+        *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = on_loopback(backends);
     }
 
     /// Where it listens.
@@ -42,7 +50,11 @@ impl Front {
     }
 }
 
-async fn accept(listener: TcpListener, backends: Arc<Mutex<Vec<u16>>>) {
+fn on_loopback(ports: Vec<u16>) -> Vec<SocketAddr> {
+    ports.into_iter().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect()
+}
+
+async fn accept(listener: TcpListener, backends: Arc<Mutex<Vec<SocketAddr>>>) {
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
@@ -56,9 +68,9 @@ async fn accept(listener: TcpListener, backends: Arc<Mutex<Vec<u16>>>) {
     }
 }
 
-async fn carry(mut client: TcpStream, backends: Vec<u16>) {
-    for port in backends {
-        let Ok(mut server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { continue };
+async fn carry(mut client: TcpStream, backends: Vec<SocketAddr>) {
+    for backend in backends {
+        let Ok(mut server) = TcpStream::connect(backend).await else { continue };
         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
         return;
     }

@@ -14,8 +14,9 @@
 //! - `clusters`: `Parent` and `Child`, put together from the above
 //! - `towline`: our own programs and image
 //! - `gateway`: the hub's gateway on this machine
-//! - `front`: one address for several hubs
+//! - `front`: one address for several servers
 //! - `world`: a parent with the hub, a child with the agent
+//! - `crowd`: who works in a child meanwhile
 //! - `suite`: tests that share one world
 //! - `compatibility`: the table of what was tried with which kubectl
 //! - `faults`: a bad network, from a seed
@@ -27,6 +28,7 @@ pub mod binaries;
 pub mod clusters;
 pub mod compatibility;
 pub mod control_plane;
+pub mod crowd;
 pub mod faults;
 pub mod front;
 pub mod gateway;

@@ -93,6 +93,16 @@ impl Network {
         run("nsenter", &[&[enter.as_str(), program], arguments].concat())
     }
 
+    /// Lets everybody on this machine's side dial a port of the node.
+    ///
+    /// # Errors
+    /// When the firewall refuses.
+    pub fn open(&self, port: u16) -> Result<()> {
+        let port = port.to_string();
+        let rule = ["-I", "INPUT", "-i", "eth0", "-p", "tcp", "--dport", &port, "-j", "ACCEPT"];
+        self.run("iptables", &rule).map(drop)
+    }
+
     /// Cuts the link between parent and child, or mends it: packets vanish, connections stay open.
     ///
     /// # Errors

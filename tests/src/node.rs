@@ -83,6 +83,28 @@ impl Node {
         import(&self.ctr, &self.directory, archive)
     }
 
+    /// The names of the images that it has.
+    ///
+    /// # Errors
+    /// When containerd does not say.
+    pub fn images(&self) -> Result<Vec<String>> {
+        Ok(self.ctr(&["images", "list", "--quiet"])?.lines().map(str::to_owned).collect())
+    }
+
+    /// Gives an image one more name.
+    ///
+    /// # Errors
+    /// When there is no such image.
+    pub fn tag(&self, image: &str, name: &str) -> Result<()> {
+        self.ctr(&["images", "tag", "--force", image, name]).map(drop)
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let address = self.directory.join("containerd.sock");
+        let place = ["--address", &address.to_string_lossy(), "--namespace", "k8s.io"];
+        run(&self.ctr.to_string_lossy(), &[&place[..], arguments].concat())
+    }
+
     /// Waits until the node is ready for pods.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Tests that share one [`World`] and run one after the other. Without what a network namespace needs, a suite says
+//! Tests that share one [`World`], or another one of their own, and run one after the other. Without what a network namespace needs, a suite says
 //! loudly what it leaves out, and why.
 
 use std::process::ExitCode;
@@ -17,16 +17,16 @@ use crate::world::World;
 
 /// The world that the tests share, and the runtime that it lives on.
 #[derive(Debug, Clone)]
-pub struct Suite {
+pub struct Suite<W = World> {
     runtime: Arc<Runtime>,
-    world: Arc<Mutex<World>>,
+    world: Arc<Mutex<W>>,
 }
 
-impl Suite {
+impl<W: Send + 'static> Suite<W> {
     /// A test of this suite.
     pub fn trial<F>(&self, name: &str, test: F) -> Trial
     where
-        F: AsyncFnOnce(&mut World) -> Result<()> + Send + 'static,
+        F: AsyncFnOnce(&mut W) -> Result<()> + Send + 'static,
     {
         let (runtime, world, named) = (self.runtime.clone(), self.world.clone(), name.to_owned());
         Trial::test(name, move || {
@@ -55,6 +55,22 @@ pub fn run(
     prepare: impl AsyncFnOnce(&mut World) -> Result<()>,
     trials: impl FnOnce(&Suite) -> Vec<Trial>,
 ) -> Result<ExitCode> {
+    let start = async |scratch| {
+        let mut world = World::start(scratch).await?;
+        prepare(&mut world).await?;
+        Ok(world)
+    };
+    run_in(start, trials)
+}
+
+/// Starts a world of the suite's own, which lives in the run's directory, and runs the tests in their order.
+///
+/// # Errors
+/// When the world does not start.
+pub fn run_in<W: Send + 'static>(
+    start: impl AsyncFnOnce(Scratch) -> Result<W>,
+    trials: impl FnOnce(&Suite<W>) -> Vec<Trial>,
+) -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     // One world: what one test breaks, the next would see.
     arguments.test_threads = Some(1);
@@ -71,12 +87,9 @@ pub fn run(
         say("!!! Run `make test` as root on a Linux machine with network namespaces to have them.");
         return Ok(ExitCode::SUCCESS);
     }
-    let world = runtime.block_on(async {
-        let mut world = World::start(Scratch::create_with_signals()?).await?;
-        prepare(&mut world).await?;
-        anyhow::Ok(world)
-    })?;
-    let name = world.scratch().name().to_owned();
+    let scratch = Scratch::create_with_signals()?;
+    let name = scratch.name().to_owned();
+    let world = runtime.block_on(start(scratch))?;
     let suite = Suite { runtime: runtime.clone(), world: Arc::new(Mutex::new(world)) };
     let conclusion = libtest_mimic::run(&arguments, trials(&suite));
     let entered = runtime.enter();

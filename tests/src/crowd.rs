@@ -2,6 +2,7 @@
 //! shell. Nothing repeats a request unseen; a watch that ends is begun again from the last event that it saw, as
 //! informers and kubectl do, so a lost, repeated or broken event shows.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,15 +11,16 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, AttachParams, AttachedProcess};
 use serde_json::{Value, json};
-use tests::process::wait_until;
-use tests::world::{POD, World};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines, ReadHalf, SimplexStream, WriteHalf,
 };
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::Outcome;
+use crate::kubectl::Kubectl;
+use crate::process::{own_timeout, wait_until};
+use crate::say;
+use crate::world::POD;
 
 const WATCHES: usize = 200;
 /// Between two requests: fifty a second.
@@ -50,7 +52,8 @@ struct Tally {
 }
 
 /// The crowd; it goes home when it is dropped.
-pub(crate) struct Crowd {
+#[derive(Debug)]
+pub struct Crowd {
     tally: Arc<Mutex<Tally>>,
     began: Instant,
     _tasks: JoinSet<()>,
@@ -60,10 +63,8 @@ fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn client(world: &World) -> Result<kube::Client> {
-    world.admin_through_hub().await?;
-    let path = world.scratch().path().join("kubeconfigs/edge-1.kubeconfig");
-    let kubeconfig = kube::config::Kubeconfig::read_from(&path)?;
+async fn client(kubeconfig: &Path) -> Result<kube::Client> {
+    let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let options = kube::config::KubeConfigOptions::default();
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
     config.proxy_url = None;
@@ -77,11 +78,15 @@ fn get(path: &str) -> Result<http::Request<kube::client::Body>> {
 }
 
 impl Crowd {
-    /// Everybody is at work when it returns.
-    pub(crate) async fn gather(world: &World) -> Result<Self> {
-        let client = client(world).await?;
+    /// Everybody is at work when it returns. They come by a kubeconfig of the child that leads through the hub; `child` is
+    /// the child as it is seen without one.
+    ///
+    /// # Errors
+    /// Somebody cannot begin.
+    pub async fn gather(kubeconfig: &Path, child: &Kubectl) -> Result<Self> {
+        let client = client(kubeconfig).await?;
         let tally = Arc::new(Mutex::new(Tally { seen: vec![0; WATCHES], ..Tally::default() }));
-        world.child().kubectl().apply(&change(0)).await?;
+        child.apply(&change(0)).await?;
         // A cluster whose agent is on its way from one hub to another is not there for a moment; that is before the crowd comes.
         let version = wait_until("the child to answer", SOON, async || {
             let object = client.send(get(&format!("{MAPS}/{NAME}"))?).await?;
@@ -104,7 +109,10 @@ impl Crowd {
     }
 
     /// Waits until everybody has seen what happens after this moment.
-    pub(crate) async fn goes_on(&self) -> Outcome {
+    ///
+    /// # Errors
+    /// Somebody does not.
+    pub async fn goes_on(&self) -> Result<()> {
         let (made, done) = {
             let tally = lock(&self.tally);
             (tally.made, tally.done)
@@ -121,9 +129,12 @@ impl Crowd {
     }
 
     /// Demands that nothing failed, broke or was wrong.
-    pub(crate) fn unharmed(self, what: &str) -> Outcome {
+    ///
+    /// # Errors
+    /// Something was.
+    pub fn unharmed(self, what: &str) -> Result<()> {
         let tally = lock(&self.tally);
-        tests::say(&format!(
+        say(&format!(
             "    {what}: {} requests in {:.0} s, {} failed, {} told to try again; {WATCHES} watches of {} changes ended {} times \
              in order, {} times not",
             tally.done,
@@ -178,7 +189,7 @@ async fn change_for_ever(client: kube::Client, tally: Arc<Mutex<Tally>>) {
     }
 }
 
-async fn make(client: &kube::Client, number: u64) -> Outcome {
+async fn make(client: &kube::Client, number: u64) -> Result<()> {
     let request = http::Request::patch(format!("{MAPS}/{NAME}"))
         .header("content-type", "application/merge-patch+json")
         .body(kube::client::Body::from(change(number).into_bytes()))?;
@@ -219,7 +230,7 @@ async fn ask(client: &kube::Client, tally: &Mutex<Tally>) {
             Err(error) => tally.wrong.push(format!("a GET brought no JSON: {error}")),
         },
         Ok((parts, body)) if parts.headers.contains_key("retry-after") => {
-            tests::say(&format!("    told to try again: {}", String::from_utf8_lossy(&body)));
+            say(&format!("    told to try again: {}", String::from_utf8_lossy(&body)));
             tally.told_to_retry += 1;
         }
         Ok((parts, body)) => {
@@ -255,7 +266,7 @@ async fn watch_once(
     tally: &Mutex<Tally>,
     version: &mut String,
     seen: &mut Option<u64>,
-) -> Outcome {
+) -> Result<()> {
     let path = format!("{MAPS}?watch=true&fieldSelector=metadata.name%3D{NAME}&resourceVersion={version}");
     let answer = client.send(get(&path)?).await?;
     let status = answer.status();
@@ -287,15 +298,25 @@ async fn watch_once(
 }
 
 /// A shell that is open.
-pub(crate) struct Shell {
+pub struct Shell {
     stdin: WriteHalf<SimplexStream>,
     lines: Lines<BufReader<ReadHalf<SimplexStream>>>,
     _process: AttachedProcess,
 }
 
+impl std::fmt::Debug for Shell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shell").finish_non_exhaustive()
+    }
+}
+
 impl Shell {
-    pub(crate) async fn open(world: &World) -> Result<Self> {
-        let pods: Api<Pod> = Api::default_namespaced(client(world).await?);
+    /// Opens one in the pod, as a crowd comes.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn open(kubeconfig: &Path) -> Result<Self> {
+        let pods: Api<Pod> = Api::default_namespaced(client(kubeconfig).await?);
         let parameters = AttachParams::default().stdin(true).stdout(true).stderr(false);
         let mut process = pods.exec(POD, ["cat"], &parameters).await?;
         let stdin = process.stdin().context("stdin")?;
@@ -306,11 +327,12 @@ impl Shell {
     }
 
     /// What is typed comes back.
-    pub(crate) async fn answers(&mut self, text: &str) -> Outcome {
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn answers(&mut self, text: &str) -> Result<()> {
         self.stdin.write_all(format!("{text}\n").as_bytes()).await?;
-        let line = tests::process::own_timeout(SOON, self.lines.next_line())
-            .await
-            .context("no line came back")??;
+        let line = own_timeout(SOON, self.lines.next_line()).await.context("no line came back")??;
         ensure!(line.as_deref() == Some(text), "{line:?} came back instead of {text:?}");
         Ok(())
     }
