@@ -22,8 +22,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
+use crate::bench::idle;
 use crate::bench::load::{Client, Target, percentile};
-use crate::bench::{idle, usage};
+use crate::bench::usage::{self, Whose};
 use crate::binaries::Binaries;
 use crate::clusters::Parent;
 use crate::gateway::Gateway;
@@ -321,7 +322,7 @@ fn cpu_by_program(run: &str) -> BTreeMap<String, Duration> {
         if program == "storm" {
             program = format!("{program} {}", words.next().unwrap_or_default());
         }
-        *used.entry(program).or_default() += usage::cpu(pid).unwrap_or_default();
+        *used.entry(program).or_default() += usage::cpu(Whose::Process(pid)).unwrap_or_default();
     }
     used
 }
@@ -329,7 +330,7 @@ fn cpu_by_program(run: &str) -> BTreeMap<String, Duration> {
 async fn storm(stage: &mut Stage, agents: usize) -> Result<(Value, bool)> {
     let (front, door) = (front(stage).await?, door(stage)?);
     let before = cpu_by_program(stage.scratch.name());
-    let (stolen_before, own_before) = (stolen(), usage::cpu(std::process::id())?);
+    let (stolen_before, own_before) = (stolen(), usage::cpu(Whose::Process(std::process::id()))?);
     say("the hub is killed, and started again at once");
     let (killed, killed_at) = (Instant::now(), Timestamp::now());
     stage.hub.kill();
@@ -341,8 +342,10 @@ async fn storm(stage: &mut Stage, agents: usize) -> Result<(Value, bool)> {
     observers.spawn(watch(front.clone(), stage.hub.pid(), killed, Arc::clone(&seen)));
     let all = timeout(DEADLINE, get_all(front, agents, killed, Arc::clone(&seen))).await;
     let (after, all_at) = (cpu_by_program(stage.scratch.name()), Timestamp::now());
-    let (stolen, own) =
-        (stolen().saturating_sub(stolen_before), usage::cpu(std::process::id())?.saturating_sub(own_before));
+    let (stolen, own) = (
+        stolen().saturating_sub(stolen_before),
+        usage::cpu(Whose::Process(std::process::id()))?.saturating_sub(own_before),
+    );
     // What the last probes saw.
     sleep(Duration::from_secs(2)).await;
     observers.shutdown().await;

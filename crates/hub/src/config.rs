@@ -311,44 +311,45 @@ impl Config {
             &settings.hub_id,
             &mut wrong,
         );
-        for (flag, given, range, place) in [
-            (
-                "--max-invitation-ttl",
-                &self.max_invitation_ttl,
-                (MIN_INVITATION_TTL, MAX_INVITATION_TTL),
-                &mut settings.max_invitation_ttl,
-            ),
-            (
-                "--max-credential-ttl",
-                &self.max_credential_ttl,
-                (MIN_INVITATION_TTL, MAX_CREDENTIAL_TTL),
-                &mut settings.max_credential_ttl,
-            ),
-            (
-                "--shutdown-delay",
-                &self.shutdown_delay,
-                (Duration::ZERO, MAX_SHUTDOWN),
-                &mut settings.shutdown_delay,
-            ),
-            (
-                "--shutdown-grace",
-                &self.shutdown_grace,
-                (Duration::ZERO, MAX_SHUTDOWN),
-                &mut settings.shutdown_grace,
-            ),
-        ] {
-            match duration(given).filter(|given| (range.0..=range.1).contains(given)) {
-                Some(given) => *place = given,
-                None => wrong.push(format!(
-                    "{flag} {given:?} is no time between {:?} and {:?}, like 90s or 2h",
-                    range.0, range.1
-                )),
-            }
-        }
+        let given =
+            [self.max_invitation_ttl, self.max_credential_ttl, self.shutdown_delay, self.shutdown_grace];
+        times(&given, &mut settings, &mut wrong);
         if settings.agent_image.is_empty() || settings.agent_image.contains(char::is_whitespace) {
             wrong.push(format!("--agent-image {:?} is no image reference", settings.agent_image));
         }
         if wrong.is_empty() { Ok(settings) } else { Err(Mistakes(wrong)) }
+    }
+}
+
+/// Times, each within its bounds.
+fn times(
+    [max_invitation_ttl, max_credential_ttl, shutdown_delay, shutdown_grace]: &[String; 4],
+    settings: &mut Settings,
+    wrong: &mut Vec<String>,
+) {
+    for (flag, given, range, place) in [
+        (
+            "--max-invitation-ttl",
+            max_invitation_ttl,
+            (MIN_INVITATION_TTL, MAX_INVITATION_TTL),
+            &mut settings.max_invitation_ttl,
+        ),
+        (
+            "--max-credential-ttl",
+            max_credential_ttl,
+            (MIN_INVITATION_TTL, MAX_CREDENTIAL_TTL),
+            &mut settings.max_credential_ttl,
+        ),
+        ("--shutdown-delay", shutdown_delay, (Duration::ZERO, MAX_SHUTDOWN), &mut settings.shutdown_delay),
+        ("--shutdown-grace", shutdown_grace, (Duration::ZERO, MAX_SHUTDOWN), &mut settings.shutdown_grace),
+    ] {
+        match duration(given).filter(|given| (range.0..=range.1).contains(given)) {
+            Some(given) => *place = given,
+            None => wrong.push(format!(
+                "{flag} {given:?} is no time between {:?} and {:?}, like 90s or 2h",
+                range.0, range.1
+            )),
+        }
     }
 }
 

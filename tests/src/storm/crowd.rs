@@ -9,6 +9,7 @@ use agent::config::{Address, Proxy, Settings};
 use agent::key::Key;
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
+use runtime::config::Effective;
 use runtime::logs::Format;
 use runtime::stop::Stop;
 use serde_json::{Value, json};
@@ -182,10 +183,13 @@ pub async fn run(first: usize, count: usize, at: SocketAddr, directory: &Path) -
             ca_file: directory.join(CHILD_CA),
             token_file: directory.join(child::token(n)),
             instance: format!("agent-{n}"),
+            tunnels: 1,
             threads: 1,
             proxy: Proxy::default(),
             log_format: Format::Text,
             log_filter: "warn".to_owned(),
+            effective: Effective::default(),
+            source: None,
         };
         agents.spawn(agent::app::run(settings, stop.clone()));
     }
