@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::{
     Body, TunnelError,
+    gather::Gathered,
     hello::{Hello, Welcome, parse_answer},
     limits::{
         CLOSE_WAIT, CONNECTION_WINDOW, DRAIN_MAX, HELLO_MAX, HELLO_TIMEOUT, KEEP_ALIVE_INTERVAL,
@@ -87,7 +88,7 @@ where
         let ended = |error| TunnelError::from_http2(error, &fault);
         let service = service_fn(move |request| {
             let answered = answer(request);
-            async { Ok::<_, Infallible>(answered.await) }
+            async { Ok::<_, Infallible>(answered.await.map(Gathered::new)) }
         });
         let mut connection = pin!(http2(tasks.starter()).serve_connection(TokioIo::new(self.io), service));
         tokio::select! {

@@ -18,6 +18,7 @@
 
 pub mod agent_side;
 pub mod error;
+mod gather;
 pub mod hello;
 pub mod hub_side;
 pub mod limits;

@@ -51,7 +51,7 @@ async fn answering(body: Body) -> World {
     .await
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_hub_that_closes_finishes_its_open_streams_first() {
     let (text_tx, body) = fed();
     let mut world = answering(body).await;
@@ -67,7 +67,7 @@ async fn a_hub_that_closes_finishes_its_open_streams_first() {
     assert!(hub.is_ok() && agent.is_ok(), "{hub:?} {agent:?}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn an_agent_that_stops_finishes_its_open_streams_first() {
     let (text_tx, body) = fed();
     let mut world = answering(body).await;
@@ -90,7 +90,7 @@ async fn an_agent_that_stops_finishes_its_open_streams_first() {
     assert!(hub.is_ok() && agent.is_ok(), "{hub:?} {agent:?}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_tunnel_that_nobody_holds_ends_in_order() {
     let mut world = answering(full("ok")).await;
     let tunnel = std::mem::replace(&mut world.tunnel, answering(empty()).await.tunnel);
@@ -99,7 +99,7 @@ async fn a_tunnel_that_nobody_holds_ends_in_order() {
     assert!(hub.is_ok() && agent.is_ok(), "{hub:?} {agent:?}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_body_that_is_cut_with_the_tunnel_is_an_error_and_no_end() {
     let (text_tx, body) = fed();
     let mut world = answering(body).await;
@@ -110,7 +110,7 @@ async fn a_body_that_is_cut_with_the_tunnel_is_an_error_and_no_end() {
     assert!(answer.frame().await.unwrap().is_err());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_body_that_fails_in_the_agent_is_an_error_and_no_end() {
     let chunks =
         stream::iter([Ok(Frame::data(Bytes::from_static(b"half"))), Err("the child is gone".into())]);
@@ -122,7 +122,7 @@ async fn a_body_that_fails_in_the_agent_is_an_error_and_no_end() {
     assert_eq!(world.tunnel.send(get("/next")).await.unwrap().status(), 200);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_cut_tunnel_stops_the_answers_in_progress() {
     struct Told(Option<oneshot::Sender<()>>);
     impl Drop for Told {
@@ -153,7 +153,7 @@ async fn a_cut_tunnel_stops_the_answers_in_progress() {
     assert!(matches!(world.tunnel.send(get("/new")).await, Err(SendError::Closed(_))));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_connection_that_is_cut_is_an_error_on_the_hub() {
     let (tunnel, driver, agent) = greeted_by_fake_agent(64 * 1024).await;
     drop(agent);
@@ -178,7 +178,7 @@ async fn serving_a_fake_hub() -> (
     (served, hub)
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_connection_that_is_cut_is_an_error_on_the_agent() {
     let (served, hub) = serving_a_fake_hub().await;
     drop(hub);
@@ -186,7 +186,7 @@ async fn a_connection_that_is_cut_is_an_error_on_the_agent() {
     assert!(matches!(error, TunnelError::Stream(_)), "{error}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_hub_notices_an_agent_that_reads_but_never_answers() {
     let (tunnel, driver, mut agent) = greeted_by_fake_agent(64 * 1024).await;
     // Without SETTINGS from the agent, too.
@@ -200,7 +200,7 @@ async fn a_hub_notices_an_agent_that_reads_but_never_answers() {
     assert!(tunnel.is_closed());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn an_agent_notices_a_hub_that_reads_but_never_answers() {
     let (served, mut hub) = serving_a_fake_hub().await;
     let began = Instant::now();
@@ -212,7 +212,7 @@ async fn an_agent_notices_a_hub_that_reads_but_never_answers() {
     assert!(began.elapsed() <= NOTICED, "{:?}", began.elapsed());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn both_sides_notice_a_peer_that_does_not_even_read() {
     // The pipes are too small for what each side wants to write.
     let (tunnel, driver, _agent) = greeted_by_fake_agent(300).await;
@@ -239,7 +239,7 @@ async fn both_sides_notice_a_peer_that_does_not_even_read() {
     assert!(began.elapsed() <= NOTICED, "{:?}", began.elapsed());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn an_idle_close_of_the_websocket_is_in_order_for_the_agent() {
     let (served, mut hub) = serving_a_fake_hub().await;
     hub.close(None).await.unwrap();
@@ -247,7 +247,7 @@ async fn an_idle_close_of_the_websocket_is_in_order_for_the_agent() {
     ended.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn the_hub_learns_of_an_agent_that_opens_a_stream() {
     let (_tunnel, driver, mut agent) = greeted_by_fake_agent(64 * 1024).await;
     // SETTINGS, then HEADERS on stream 2, which only a server's push could own.
@@ -295,7 +295,7 @@ async fn pour(agent: &mut Peer, messages: impl IntoIterator<Item = Message>) {
     tokio::select! { () = send => {}, () = read => {} }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn each_broken_end_of_a_tunnel_has_its_cause() {
     let pipe = 64 * 1024;
     let binary = |bytes: Vec<u8>| [Message::binary(bytes)];
@@ -324,7 +324,7 @@ async fn each_broken_end_of_a_tunnel_has_its_cause() {
     assert_eq!(empty.await, Cause::Flood);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_tunnel_whose_last_stream_never_ends_is_ended_by_the_limit() {
     let (_text_tx, body) = fed();
     let mut world = answering(body).await;

@@ -135,10 +135,13 @@ async fn is_well(world: &World) {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "well");
 }
 
-type Peer = WebSocketStream<DuplexStream>;
+pub(crate) type Peer = WebSocketStream<DuplexStream>;
 
 /// The next frame that the other side sends; `None` when it sends no more.
-async fn next_frame(reader: &mut SplitStream<Peer>, read: &mut Vec<u8>) -> Option<(u8, u8, Vec<u8>)> {
+pub(crate) async fn next_frame(
+    reader: &mut SplitStream<Peer>,
+    read: &mut Vec<u8>,
+) -> Option<(u8, u8, Vec<u8>)> {
     loop {
         if read.starts_with(&PREFACE[..3]) {
             if read.len() >= PREFACE.len() {
@@ -217,7 +220,7 @@ async fn end_of(
     Some(ended.unwrap().unwrap().unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn floods_of_an_agent_end_its_own_tunnel_with_a_reason_or_cost_only_itself() {
     let other = neighbour().await;
     let mut failures = Vec::new();
@@ -251,7 +254,7 @@ async fn floods_of_an_agent_end_its_own_tunnel_with_a_reason_or_cost_only_itself
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn floods_of_a_hub_end_its_own_tunnel_with_a_reason_or_cost_only_itself() {
     let other = neighbour().await;
     let mut failures = Vec::new();
@@ -276,7 +279,7 @@ async fn floods_of_a_hub_end_its_own_tunnel_with_a_reason_or_cost_only_itself() 
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn answers_after_the_request_was_given_up_reach_nobody_and_change_nothing() {
     let (tunnel, driver, agent) = greeted_by_fake_agent(64 * 1024).await;
     let mut hub = JoinSet::new();
@@ -311,7 +314,7 @@ async fn answers_after_the_request_was_given_up_reach_nobody_and_change_nothing(
     assert!(hub.try_join_next().is_none(), "the tunnel goes on");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_peer_that_never_answers_a_request_answers_others_and_holds_one_place() {
     let world = World::start(|request| async move {
         if request.uri().path() == "/never" {

@@ -7,21 +7,25 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{SinkExt as _, StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{Response, body::Frame};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio_tungstenite::tungstenite::Message;
 use tunnel_proto::{
-    Body,
-    limits::{MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, WRITE_BUFFER_MAX},
+    Body, agent_side,
+    limits::{CONNECTION_WINDOW, MAX_STREAMS, SEND_BUFFER, SMALL_FRAME, STREAM_WINDOW, WRITE_BUFFER_MAX},
 };
 
 use crate::{
+    evil::next_frame,
     faults::schedule::Dice,
-    harness::{World, full, get},
+    frames::{DATA, END_STREAM, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame, get as ask},
+    harness::{World, fake_hub, full, get, hello, welcome},
 };
 
 const CHUNK: usize = 16 * 1024;
@@ -64,7 +68,7 @@ async fn stalled(count: usize, size: usize) -> usize {
     before / count
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_hundred_stalled_logs_fill_their_windows_and_stop_no_small_request() {
     let each = stalled(100, 4 << 20).await;
     let window = STREAM_WINDOW as usize;
@@ -73,7 +77,7 @@ async fn a_hundred_stalled_logs_fill_their_windows_and_stop_no_small_request() {
     assert!((window..=most).contains(&each), "each was read up to {each}, not {window} to {most}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_thousand_stalled_logs_stop_no_small_request() {
     // Together six times what a window of 16 MiB for the connection would admit, and no more than tests may cost.
     let size = 96 * 1024;
@@ -93,7 +97,7 @@ async fn bulk(world: &World, reading: &mut JoinSet<()>) -> Arc<AtomicUsize> {
     read
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn beside_a_bulk_transfer_a_small_request_waits_for_less_than_two_windows() {
     let world = World::start(|request| async move {
         let body =
@@ -113,7 +117,7 @@ async fn beside_a_bulk_transfer_a_small_request_waits_for_less_than_two_windows(
     assert!(most <= 2 * STREAM_WINDOW as usize, "{most} bytes of the bulk came first");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn beside_a_flood_each_of_a_thousand_watches_gets_its_event() {
     const WATCHES: usize = 1_000;
     let (event_tx, event_rx) = watch::channel(0);
@@ -148,7 +152,7 @@ async fn beside_a_flood_each_of_a_thousand_watches_gets_its_event() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn five_thousand_watches_share_a_tunnel_with_small_requests() {
     const WATCHES: usize = 5_000;
     assert!(WATCHES < MAX_STREAMS as usize);
@@ -166,7 +170,7 @@ async fn five_thousand_watches_share_a_tunnel_with_small_requests() {
     is_answered(&world).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_storm_of_cancelled_requests_leaves_nothing_behind() {
     struct Live(Arc<AtomicUsize>);
     impl Drop for Live {
@@ -218,4 +222,55 @@ async fn a_storm_of_cancelled_requests_leaves_nothing_behind() {
         is_answered(&world).await;
     }
     panic!("{} answers go on for nobody", live.load(Ordering::Relaxed));
+}
+
+/// The DATA frames in which an agent sends a window of short lines that nobody reads, one line each so often.
+async fn frames_of_unread_lines(every: Duration) -> Vec<usize> {
+    let (agent, mut hub) = fake_hub(64 * 1024).await;
+    hub.send(Message::binary(welcome(&hello()).unwrap().encode().unwrap())).await.unwrap();
+    // The windows of a hub: one of a stream, and more than that for all of them.
+    let settings = frame(SETTINGS, 0, 0, &[&[0, 4][..], &STREAM_WINDOW.to_be_bytes()].concat());
+    let more = frame(WINDOW_UPDATE, 0, 0, &STREAM_WINDOW.to_be_bytes());
+    let start = [PREFACE, &settings, &more, &ask(1, END_STREAM)].concat();
+    hub.send(Message::binary(start)).await.unwrap();
+    let (_welcome, connection) = agent_side::connect(agent, &hello()).await.unwrap();
+    assert_eq!(hub.next().await.unwrap().unwrap().into_data(), hello().encode().unwrap());
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let answer = move |_| async move {
+            let lines = stream::repeat(()).then(move |()| async move {
+                if !every.is_zero() {
+                    sleep(every).await;
+                }
+                Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 60])))
+            });
+            Response::new(StreamBody::new(lines).map_err(|never| match never {}).boxed_unsync())
+        };
+        drop(connection.serve(answer, std::future::pending()).await);
+    });
+    let (mut sink, mut reader) = hub.split();
+    let (mut read, mut sizes) = (Vec::new(), Vec::new());
+    while sizes.iter().sum::<usize>() < STREAM_WINDOW as usize {
+        match next_frame(&mut reader, &mut read).await.unwrap() {
+            (DATA, _, payload) => sizes.push(payload.len()),
+            (PING, 0, payload) => sink.send(Message::binary(frame(PING, 1, 0, &payload))).await.unwrap(),
+            _ => {}
+        }
+    }
+    sizes
+}
+
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
+async fn short_lines_that_nobody_reads_do_not_use_up_what_the_hub_has_for_small_frames() {
+    // What h2 0.4.20 takes from the budget of a tunnel, which is half of the window of the connection.
+    let taken = |sizes: &[usize]| sizes.iter().map(|size| SMALL_FRAME.saturating_sub(*size)).sum::<usize>();
+    let budget = CONNECTION_WINDOW as usize / 2;
+    for millis in [0, 1, 4] {
+        let sizes = frames_of_unread_lines(Duration::from_millis(millis)).await;
+        let all = taken(&sizes) * MAX_STREAMS as usize;
+        let frames = sizes.len();
+        assert!(all < budget, "every {millis} ms: {frames} frames of one stream, {all} of all streams");
+    }
+    // One line each in a frame of its own is what would.
+    assert!(taken(&[60].repeat(STREAM_WINDOW as usize / 60)) * 320 > budget);
 }

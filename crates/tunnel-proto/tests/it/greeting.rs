@@ -19,7 +19,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn the_hub_begins_http2_with_these_bytes() {
     let (_tunnel, driver, mut agent) = greeted_by_fake_agent(64 * 1024).await;
     let first = tokio::select! {
@@ -41,7 +41,7 @@ async fn the_hub_begins_http2_with_these_bytes() {
     );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_hello_that_never_comes_ends_the_connection_in_time() {
     let (hub, mut agent) = fake_agent(1024).await;
     let began = Instant::now();
@@ -51,7 +51,7 @@ async fn a_hello_that_never_comes_ends_the_connection_in_time() {
     assert_eq!(close_code(&mut agent).await, Some(1008));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_welcome_or_an_http2_that_never_comes_ends_the_connection_in_time() {
     for welcomed in [false, true] {
         let (agent, mut hub) = fake_hub(1024).await;
@@ -67,7 +67,7 @@ async fn a_welcome_or_an_http2_that_never_comes_ends_the_connection_in_time() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn an_oversized_hello_is_closed_with_1009() {
     for size in [HELLO_MAX + 1, 100 * 1024, 1024 * 1024] {
         let (hub, mut agent) = fake_agent(2 * 1024 * 1024).await;
@@ -79,7 +79,7 @@ async fn an_oversized_hello_is_closed_with_1009() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_hello_that_cannot_be_read_is_refused_with_the_reason() {
     let (hub, mut agent) = fake_agent(64 * 1024).await;
     agent.send(Message::binary(&b"PRI * HTTP/2.0\r\n"[..])).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_hello_that_cannot_be_read_is_refused_with_the_reason() {
     assert_eq!(close_code(&mut agent).await, Some(1008));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_text_hello_is_closed_with_1003() {
     let (hub, mut agent) = fake_agent(64 * 1024).await;
     agent.send(Message::text("{}")).await.unwrap();
@@ -99,7 +99,7 @@ async fn a_text_hello_is_closed_with_1003() {
     assert_eq!(close_code(&mut agent).await, Some(1003));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_second_hello_breaks_the_tunnel() {
     let (tunnel, driver, mut agent) = greeted_by_fake_agent(64 * 1024).await;
     agent.send(Message::binary(hello().encode().unwrap())).await.unwrap();
@@ -108,7 +108,7 @@ async fn a_second_hello_breaks_the_tunnel() {
     assert!(tunnel.is_closed());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_refusal_reaches_the_agent_as_it_was_meant() {
     let (hub, agent) = tokio::io::duplex(64 * 1024);
     let refusal = HelloRefusal::new(RefusalReason::Conflict, "cluster c-1 is served by instance i-9");
@@ -120,7 +120,7 @@ async fn a_refusal_reaches_the_agent_as_it_was_meant() {
     assert!(matches!(agent.unwrap_err(), TunnelError::Refused(told) if told == refusal));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn versions_without_a_common_one_are_refused_with_the_list() {
     let (hub, agent) = tokio::io::duplex(64 * 1024);
     let mut hello = hello();
@@ -131,7 +131,7 @@ async fn versions_without_a_common_one_are_refused_with_the_list() {
     assert!(refusal.message.contains("this hub speaks 1"));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_hub_that_does_not_speak_http2_is_noticed() {
     let (agent, mut hub) = fake_hub(64 * 1024).await;
     hub.send(Message::binary(welcome(&hello()).unwrap().encode().unwrap())).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_hub_that_does_not_speak_http2_is_noticed() {
     assert!(matches!(error, TunnelError::NotHttp2), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_connection_that_is_cut_in_the_hello_is_told_apart_from_one_that_is_closed() {
     let (hub, agent) = fake_agent(64 * 1024).await;
     drop(agent);

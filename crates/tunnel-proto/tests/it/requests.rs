@@ -38,7 +38,7 @@ async fn settle() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_request_arrives_as_it_was_sent_and_the_answer_too() {
     let world = World::start_on_tcp(|request| async move {
         assert_eq!(request.method(), Method::PUT);
@@ -61,7 +61,7 @@ async fn a_request_arrives_as_it_was_sent_and_the_answer_too() {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "secret");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_header_list_of_hundreds_of_kilobytes_goes_through() {
     let world = World::start_on_tcp(|request| async move {
         let count = request.headers().get_all("impersonate-group").iter().count();
@@ -77,7 +77,7 @@ async fn a_header_list_of_hundreds_of_kilobytes_goes_through() {
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "3000");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn both_bodies_stream_at_the_same_time() {
     let world = World::start_on_tcp(|request| async move {
         Response::new(request.into_body().map_err(Into::into).boxed_unsync())
@@ -103,7 +103,7 @@ async fn both_bodies_stream_at_the_same_time() {
     assert!(answer.collect().await.unwrap().to_bytes().is_empty());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn an_answer_that_nobody_reads_stops_its_sender_and_nobody_else() {
     let taken = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&taken);
@@ -126,7 +126,7 @@ async fn an_answer_that_nobody_reads_stops_its_sender_and_nobody_else() {
     assert_eq!(taken.load(Ordering::Relaxed), stopped_at);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
 async fn a_request_that_nobody_reads_stops_its_sender() {
     let world = World::start(|request| async move {
         let body = request.into_body();
@@ -145,7 +145,7 @@ async fn a_request_that_nobody_reads_stops_its_sender() {
     assert!(taken.load(Ordering::Relaxed) <= bound, "{} of {bound}", taken.load(Ordering::Relaxed));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_thousand_streams_are_open_at_once() {
     const STREAMS: usize = 1_000;
     let arrived = Arc::new(tokio::sync::Barrier::new(STREAMS));
@@ -171,7 +171,7 @@ async fn a_thousand_streams_are_open_at_once() {
     assert_eq!(results.len(), STREAMS);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn more_requests_than_places_are_given_back_as_busy() {
     let world = World::start(|_| async { Response::new(full("ok")) }).await;
     // On one thread nothing is taken from the queue before the first wait.
@@ -187,7 +187,7 @@ async fn more_requests_than_places_are_given_back_as_busy() {
     assert_eq!(world.tunnel.send(*request).await.unwrap().status(), 200);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_burst_of_cancelled_requests_does_not_end_the_tunnel() {
     let world = World::start_on_tcp(|_| std::future::pending()).await;
     for turns in 1..20 {
@@ -208,7 +208,7 @@ async fn a_burst_of_cancelled_requests_does_not_end_the_tunnel() {
     assert!(!world.tunnel.is_closed());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn an_answer_that_panics_fails_its_own_stream_only() {
     let world = World::start(|request| async move {
         assert_ne!(request.uri().path(), "/bad", "on purpose");

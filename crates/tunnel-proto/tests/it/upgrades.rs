@@ -74,7 +74,7 @@ async fn open(world: &World, protocol: UpgradeProtocol) -> TokioIo<Upgraded> {
     TokioIo::new(hyper::upgrade::on(answer).await.unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn bytes_go_both_ways_and_each_way_closes_alone() {
     let world = world(|mut io| async move {
         // Everything is read up to the end of this direction; only then does the other one begin.
@@ -95,7 +95,7 @@ async fn bytes_go_both_ways_and_each_way_closes_alone() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn an_echo_answers_byte_for_byte_also_when_it_is_large() {
     let world = world(|io| async move {
         let (mut read, mut write) = tokio::io::split(io);
@@ -116,7 +116,7 @@ async fn an_echo_answers_byte_for_byte_also_when_it_is_large() {
     assert!(back == bulk);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn a_child_that_refuses_is_a_plain_answer_with_a_body() {
     let world = World::start_on_tcp(|request| async move {
         assert!(connect_target(&request).unwrap().is_some());
@@ -129,7 +129,7 @@ async fn a_child_that_refuses_is_a_plain_answer_with_a_body() {
     assert_eq!(body, Bytes::from_static(b"{\"kind\":\"Status\"}"));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::leaks")]
 async fn an_upgraded_stream_that_is_cut_with_the_tunnel_is_an_error_and_no_end() {
     let mut world = world(|mut io| async move {
         io.write_all(b"half").await.unwrap();
