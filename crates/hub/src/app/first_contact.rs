@@ -118,7 +118,7 @@ mod tests {
         (greeted.map_err(|error| format!("{error:#}")), asked.load(Ordering::Relaxed))
     }
 
-    const NEW: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 189\r\nconnection: close\r\n\r\n{\"major\":\"1\",\"minor\":\"20+\",\"gitVersion\":\"v1.20.1\",\"gitCommit\":\"\",\"gitTreeState\":\"\",\"buildDate\":\"2020-12-18T12:00:47Z\",\"goVersion\":\"go1.15\",\"compiler\":\"gc\",\"platform\":\"linux/amd64\",\"x\":\"1234567\"}";
+    const NEW: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n{\"major\":\"1\",\"minor\":\"20+\",\"gitVersion\":\"v1.20.1\",\"gitCommit\":\"\",\"gitTreeState\":\"\",\"buildDate\":\"2020-12-18T12:00:47Z\",\"goVersion\":\"go1.15\",\"compiler\":\"gc\",\"platform\":\"linux/amd64\",\"x\":\"1234567\"}";
     const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     const STRANGER: &str = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
