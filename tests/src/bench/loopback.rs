@@ -182,7 +182,7 @@ pub async fn fairness(stage: &Stage, ways: &[Way], size: &Size) -> Result<Sectio
     let (mut p50, mut p99): (Rounds, Rounds) = (vec![Vec::new(); ways.len()], vec![Vec::new(); ways.len()]);
     for round in 0..size.rounds {
         for at in turns(ways.len(), round) {
-            let (half, most) = beside_bulk(&ways[at].client, size.beside, size.body).await?;
+            let (half, most) = beside_bulk(&ways[at].target, size.beside, size.body).await?;
             p50[at].push(millis(half));
             p99[at].push(millis(most));
         }
@@ -265,6 +265,7 @@ async fn company(stage: &Stage, size: &Size) -> Result<Company> {
 /// A tunnel or request was refused.
 pub async fn idle_tunnels(stage: &Stage, client: &Arc<Client>, size: &Size) -> Result<Section> {
     let mut held = JoinSet::new();
+    stage.check()?;
     let before = usage::resident_kib(stage.hub_pid())?;
     for n in (0..=size.tunnels).filter(|n| *n != DIRECT) {
         idle::open(stage.front(), n, &mut held).await.with_context(|| format!("tunnel {n}"))?;

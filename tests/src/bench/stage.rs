@@ -260,6 +260,19 @@ impl Stage {
         self.direct_agent.as_ref().map_or(0, Process::pid)
     }
 
+    /// Fails with the end of its log when hub or agent runs no more.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn check(&self) -> Result<()> {
+        for process in
+            [self.hub.as_ref(), self.direct_agent.as_ref(), Some(&self.agent)].into_iter().flatten()
+        {
+            process.check()?;
+        }
+        Ok(())
+    }
+
     /// Where processes are kept.
     #[must_use]
     pub fn scratch(&self) -> &Scratch {

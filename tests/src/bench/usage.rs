@@ -22,7 +22,10 @@ pub enum Whose {
 /// The process is gone, or nobody of the group is left.
 pub fn cpu(whose: Whose) -> Result<Duration> {
     let group = match whose {
-        Whose::Process(pid) => return Ok(stat(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?)?.used),
+        Whose::Process(pid) => {
+            let path = format!("/proc/{pid}/stat");
+            return Ok(stat(&std::fs::read_to_string(&path).context(path)?)?.used);
+        }
         Whose::Group(group) => group,
     };
     let mut used = None;
@@ -67,7 +70,8 @@ fn stat(text: &str) -> Result<Stat> {
 /// # Errors
 /// The process is gone.
 pub fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).context(path)?;
     status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())

@@ -124,6 +124,7 @@ pub async fn watches(stage: &mut Stage, size: &Size) -> Result<Section> {
                 let memory = || {
                     Ok::<_, anyhow::Error>((resident_kib(stage.hub_pid())?, resident_kib(stage.agent_pid())?))
                 };
+                stage.check()?;
                 let before = memory()?;
                 let open = Watches::open(clients, count).await?;
                 let after = memory()?;

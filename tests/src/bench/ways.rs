@@ -86,12 +86,14 @@ pub fn fill(client: &Arc<Client>, bytes: usize) -> JoinSet<Result<()>> {
     filling
 }
 
-/// p50 and p99 of so many small GETs beside a bulk transfer in the same connection.
+/// p50 and p99 of so many small GETs beside a bulk transfer in the same connection. It is a new one, which ends with the
+/// transfer: the rest of a body that is cut off would be under way in the old.
 ///
 /// # Errors
 /// One of them failed.
-pub async fn beside_bulk(client: &Arc<Client>, count: usize, bytes: usize) -> Result<(Duration, Duration)> {
-    let mut filling = fill(client, bytes);
+pub async fn beside_bulk(target: &Target, count: usize, bytes: usize) -> Result<(Duration, Duration)> {
+    let client = Arc::new(Client::connect(target).await?);
+    let mut filling = fill(&client, bytes);
     // Those that come before the transfer has filled what it can are not counted.
     client.latencies(count / 10).await?;
     let mut times = client.latencies(count).await?;
