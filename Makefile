@@ -20,7 +20,7 @@ demo: prerequisites kubernetes image ## two real clusters, one behind NAT, joine
 
 .PHONY: test
 test: prerequisites kubernetes test-fast charts image ## everything, on a real Kubernetes
-	cargo test --locked -p tests --test kubernetes --test e2e --test trust --test replicas
+	cargo test --locked -p tests --test kubernetes --test e2e --test trust --test replicas --test helm
 	TOWLINE_CLIENTS=few cargo test --locked -p tests --test clients
 	$(STATIC_DIR)/bench --smoke
 
