@@ -179,14 +179,16 @@ impl Service {
 
     /// Says whether another process is the successor of this one; if so, this one is done.
     async fn successor(&self, body: Incoming) -> Result<Response<Body>, Status> {
-        let _one = self.successors.try_acquire().map_err(|_| {
-            Status::new(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, "one such question at a time")
-        })?;
         let named = Limited::new(body, CONTROL_BODY).collect().await.map(http_body_util::Collected::to_bytes);
         let named = named.ok().and_then(|named| String::from_utf8(named.to_vec()).ok()).ok_or_else(|| {
             Status::new(StatusCode::BAD_REQUEST, Reason::BadRequest, "this names no process")
         })?;
-        match timeout(SUCCESSOR_TIME, self.credentials.is_successor(&named)).await {
+        // One after the other: two replicas of the hub may ask at once, and a "later" would be taken for a no.
+        let asked = async {
+            let _turn = self.successors.acquire().await;
+            self.credentials.is_successor(&named).await
+        };
+        match timeout(SUCCESSOR_TIME, asked).await {
             Ok(Ok(true)) => {
                 tracing::info!(successor = named, "another process of this agent takes over");
                 self.succeeded.cancel();

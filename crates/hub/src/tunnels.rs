@@ -228,7 +228,7 @@ impl Tunnels {
     }
 
     /// Whether the process that serves the cluster has named this one as its successor.
-    fn is_successor(&self, id: &ClusterId, instance: &str) -> bool {
+    pub(crate) fn is_successor(&self, id: &ClusterId, instance: &str) -> bool {
         self.entries().get(id).is_some_and(|entry| entry.lets_succeed(instance))
     }
 

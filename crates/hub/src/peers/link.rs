@@ -36,6 +36,7 @@ use crate::certificates::peer::{PeerTls, name_of};
 use crate::forward::empty;
 use crate::handle::Hub;
 use crate::listen::tune;
+use crate::tunnels::accept;
 use crate::tunnels::end::End;
 
 /// Silence after which a PING goes out.
@@ -45,8 +46,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for TCP, TLS and the head of the presence.
 const CONNECT: Duration = Duration::from_secs(3);
-/// Time for an agent to say what another one is, which has the tunnel's own bound of three seconds, and a way there and back.
-const CONFLICT: Duration = Duration::from_secs(5);
+/// Time for an agent to say what another one is, for which it has five seconds, and the way there and back.
+const CONFLICT: Duration = Duration::from_secs(7);
 /// The first pause before a replica is dialled again is drawn below this, and no later one above [`LAST`].
 const FIRST: Duration = Duration::from_millis(100);
 /// See [`FIRST`]. At most sixteen replicas dial each other.
@@ -304,14 +305,26 @@ async fn carry(hub: &Arc<Hub>, open: Open, finishing: &mut JoinSet<()>) -> Resul
     }
 }
 
-/// Two agent processes of one cluster, let in by two replicas at once. The tunnel at the replica whose name comes first
-/// stays; the agent of the other one dials again, and is told then that there is a conflict.
-fn settle(hub: &Hub, link: &Link, id: &ClusterId, agent: &str) {
-    let another = hub.tunnels.get(id).is_some_and(|live| live.hello.instance != agent);
-    if another && link.instance < hub.settings.hub_id {
-        tracing::warn!(cluster = %id, peer = link.instance, "another agent with the same identity is at another replica");
-        hub.tunnels.close(id, End::Conflict);
+/// Two agent processes of one cluster, at two replicas. If the one that is here calls the other one its successor, it goes on
+/// until it stops; else both were let in at once, and the tunnel at the replica whose name comes first stays: the agent of the
+/// other one dials again, and is told then that there is a conflict. At most one question for each tunnel that is here.
+fn settle(hub: &Arc<Hub>, link: &Link, id: &ClusterId, agent: &str) {
+    let is_another = |hub: &Hub, id: &ClusterId, agent: &str| {
+        hub.tunnels.get(id).is_some_and(|live| live.hello.instance != agent)
+    };
+    if link.instance >= hub.settings.hub_id || !is_another(hub, id, agent) {
+        return;
     }
+    let (hub, id, agent, peer) = (Arc::clone(hub), id.clone(), agent.to_owned(), link.instance.clone());
+    hub.clone().streams.spawn(async move {
+        if hub.tunnels.is_successor(&id, &agent) || accept::settle(&hub, &id, &agent).await {
+            return;
+        }
+        if is_another(&hub, &id, &agent) {
+            tracing::warn!(cluster = %id, peer, "another agent with the same identity is at another replica");
+            hub.tunnels.close(&id, End::Conflict);
+        }
+    });
 }
 
 /// As in a tunnel, but for the keep-alive.

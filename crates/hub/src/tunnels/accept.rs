@@ -36,7 +36,7 @@ use crate::tunnels::{Conflict, Live};
 /// A hub that has just begun knows the clusters by then; the list of 10,000 takes the parent a second or two.
 const CLUSTERS_KNOWN: Duration = Duration::from_secs(5);
 /// An agent that holds a cluster's place has so long to prove that it lives, when another wants the place.
-const PROOF_OF_LIFE: Duration = Duration::from_secs(3);
+const PROOF_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// Waits until this hub can open one more tunnel. To be asked before the parent is asked anything.
 ///

@@ -33,7 +33,7 @@ const FAULT_NUMBERS: &str = "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 17 
 fn files(module: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (source, module) = match module {
-        [suite @ ("e2e" | "trust"), module @ ..] => (root.join("tests").join(suite), module),
+        [suite @ ("e2e" | "trust" | "replicas"), module @ ..] => (root.join("tests").join(suite), module),
         ["cli", "process"] => (root.join("crates/cli/tests"), &["process"][..]),
         ["tunnel_proto", "it", module @ ..] => (root.join("crates/tunnel-proto/tests/it"), module),
         ["tunnel_proto", "memory"] => (root.join("crates/tunnel-proto/tests/memory"), &["main"][..]),
@@ -53,7 +53,7 @@ fn files(module: &[&str]) -> Vec<PathBuf> {
 fn missing(test: &str) -> Option<String> {
     let path: Vec<_> = test.split("::").collect();
     let (name, module) = path.split_last()?;
-    let suite = module.first().copied().filter(|suite| matches!(*suite, "e2e" | "trust"));
+    let suite = module.first().copied().filter(|suite| matches!(*suite, "e2e" | "trust" | "replicas"));
     let found = files(module).into_iter().find_map(|file| {
         let text = std::fs::read_to_string(file).ok()?;
         let (before, _) = text.split_once(&format!("fn {name}("))?;

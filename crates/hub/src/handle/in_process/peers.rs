@@ -422,6 +422,39 @@ async fn a_successor_is_let_in_at_whichever_replica_it_comes_to() {
 }
 
 #[tokio::test]
+async fn a_successor_that_came_to_another_replica_cuts_nothing_here_and_a_stranger_does() {
+    let naming = async |request: Request<Incoming>| {
+        let named = match request.uri().path() {
+            names::PATH_SUCCESSOR => request.into_body().collect().await.unwrap().to_bytes(),
+            _ => Bytes::from_static(b"{}"),
+        };
+        Response::new(whole(if named == "agent-3" { String::new() } else { "agent-2".to_owned() }))
+    };
+    // The replica whose name comes first tells the one with the tunnel of another process, which nobody has asked about.
+    for (agent, stands) in [("agent-2", true), ("agent-3", false)] {
+        let mut fleet = Fleet::strangers(2).await;
+        let second = fleet.worlds.remove(1).connect_to(naming).await;
+        fleet.worlds.push(second);
+        let tunnel = fleet.worlds[0].attach(AGENT, "c1").await.unwrap();
+        let _opened = agent_side::connect(tunnel, &Hello::new("c1", agent, "1")).await.unwrap();
+        fleet.meet().await;
+        let hub = &fleet.worlds[1].hub;
+        until(hub, |hub| hub.peers.hold(&c1())).await;
+        let mut changes = hub.tunnels.changes();
+        let settled = async {
+            while !hub.tunnels.is_successor(&c1(), agent) && hub.tunnels.get(&c1()).is_some() {
+                tokio::select! {
+                    changed = changes.changed() => changed.unwrap(),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        };
+        tokio::time::timeout(SOON, settled).await.unwrap();
+        assert_eq!(hub.tunnels.get(&c1()).is_some(), stands, "{agent}");
+    }
+}
+
+#[tokio::test]
 async fn an_agent_learns_how_many_replicas_there_are() {
     let mut fleet = Fleet::start(3).await;
     let mut request = ask("GET", &format!("{BASE}/c1/attach"), &[("x-remote-user", AGENT)]);
