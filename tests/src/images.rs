@@ -45,7 +45,7 @@ impl Image {
     /// # Errors
     /// When a path is too long for the archive.
     pub fn docker_archive(&self) -> Result<Vec<u8>> {
-        let layer = self.layer()?;
+        let layer = tar(&self.entries)?;
         let config = self.config(&layer).to_string().into_bytes();
         let config_name = format!("{}.json", hex_sha256(&config));
         let manifest = json!([{ "Config": config_name, "RepoTags": [self.name], "Layers": ["layer.tar"] }]);
@@ -61,15 +61,16 @@ impl Image {
     /// # Errors
     /// When a path is too long for the archive.
     pub fn oci_archive(&self) -> Result<(Vec<u8>, String)> {
-        let layer = self.layer()?;
+        let layer = tar(&self.entries)?;
         let config = self.config(&layer).to_string().into_bytes();
+        let layer = gzip(&layer)?;
         let annotations: Value =
             self.labels.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer)],
             "annotations": annotations,
         })
         .to_string()
@@ -104,10 +105,7 @@ impl Image {
         Ok((tar(&entries)?, digest))
     }
 
-    fn layer(&self) -> Result<Vec<u8>> {
-        tar(&self.entries)
-    }
-
+    /// Layers are told apart by what is in them, whatever compresses them (OCI image-spec, `config.md`, `diff_ids`).
     fn config(&self, layer: &[u8]) -> Value {
         let labels: Value = self.labels.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
         let mut config =
@@ -153,6 +151,14 @@ pub fn busybox(program: &Path) -> Result<Image> {
     // A sandbox runs its image's own program until the pod ends.
     let entrypoint = ["/bin/sleep", "2147483647"].map(str::to_owned).to_vec();
     Ok(Image { name: BUSYBOX.to_owned(), entries, entrypoint, ..Image::default() })
+}
+
+/// Compressed, with neither a name nor a time in its head.
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?)
 }
 
 /// A USTAR archive (POSIX.1-1988): owner root, time zero, so equal content gives equal bytes.
@@ -248,12 +254,12 @@ mod tests {
         use std::io::Write as _;
         use std::process::{Command, Stdio};
         let mut child = Command::new("tar")
-            .args(["-tvf", "-", "--numeric-owner"])
+            .args(["-tvzf", "-", "--numeric-owner"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(&sample().layer().unwrap()).unwrap();
+        child.stdin.take().unwrap().write_all(&gzip(&tar(&sample().entries).unwrap()).unwrap()).unwrap();
         let output = child.wait_with_output().unwrap();
         let listing = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{listing}");
