@@ -20,16 +20,31 @@ if [ -z "$tool" ]; then
   fi
 fi
 
+rm -rf target/sbom
 mkdir -p target/sbom
-for crate in hub agent cli; do
-  # It writes beside the manifest, and nowhere else.
-  "$tool" cyclonedx --quiet --manifest-path "crates/$crate/Cargo.toml" --target "$target" --describe binaries --format json \
-    --spec-version 1.5 --license-strict
+# It writes beside each manifest of the workspace, and nowhere else; two q leave out its remarks on licences in an old spelling.
+"$tool" cyclonedx -qq --target "$target" --describe binaries --format json --spec-version 1.5
+for bom in {crates,.}/*/*_bin.cdx.json; do
+  mv "$bom" "target/sbom/$(basename "$bom" _bin.cdx.json).cdx.json"
 done
-for bom in crates/{hub,agent,cli}/*.cdx.json; do
-  program=$(basename "$bom" | sed -E 's/_bin\.cdx\.json$/.cdx.json/')
-  mv "$bom" "target/sbom/$program"
-done
+find target/sbom -name '*.cdx.json' ! -name 'towline-*' ! -name 'kubectl-*' -delete
+
+# Of all that Cargo.lock could bring, what cargo compiles into this program: an optional dependency that nobody switches on (ring)
+# would be told otherwise.
+only_compiled() { # CRATE FILE
+  local compiled
+  compiled=$(cargo tree --locked --package "$1" --target "$target" --edges normal --prefix none --format '{p}' \
+    | sed -E 's/^([^ ]+) v([^ ]+).*/\1@\2/' | sort -u | jq -R . | jq -s .)
+  jq --argjson compiled "$compiled" '
+    .components |= map(select("\(.name)@\(.version)" as $it | $compiled | index($it)))
+    | ([.metadata.component."bom-ref"] + [.components[]."bom-ref"]) as $kept
+    | .dependencies |= (map(select(.ref as $it | $kept | index($it)))
+        | map(if .dependsOn then .dependsOn |= map(select(. as $it | $kept | index($it))) else . end))' "$2" > "$2.part"
+  mv "$2.part" "$2"
+}
+only_compiled hub target/sbom/towline-hub.cdx.json
+only_compiled agent target/sbom/towline-agent.cdx.json
+only_compiled cli target/sbom/kubectl-towline.cdx.json
 for program in towline-hub towline-agent kubectl-towline; do
   bom=target/sbom/$program.cdx.json
   [ -s "$bom" ] || { echo "$bom was not written" >&2; exit 1; }
