@@ -85,14 +85,12 @@ pub(crate) async fn a_killed_hub_ends_what_was_open_and_agents_come_back(world: 
     works_within(&kubectl, BACK).await
 }
 
+/// Not before what it is now has settled: a kubelet 1.20 that is told of a pod's end while it starts it looks at that pod again a
+/// minute and a half later.
 pub(crate) async fn scale_agent(world: &World, replicas: u32) -> Outcome {
-    let replicas = format!("--replicas={replicas}");
-    world
-        .child()
-        .kubectl()
-        .ok(&["-n", SYSTEM, "scale", "deployment/clusternet-agent", &replicas])
-        .await
-        .map(drop)
+    let (child, agent) = (world.child().kubectl(), "deployment/clusternet-agent");
+    child.ok(&["-n", SYSTEM, "rollout", "status", agent, "--timeout=25s"]).await?;
+    child.ok(&["-n", SYSTEM, "scale", agent, &format!("--replicas={replicas}")]).await.map(drop)
 }
 
 pub(crate) async fn an_offline_cluster_is_refused_within_a_second_and_says_since_when(
