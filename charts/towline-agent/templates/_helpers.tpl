@@ -78,6 +78,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "towline-agent.environment" -}}
 {{- $env := list
       (list "TOWLINE_KUBE_APISERVER" .Values.kubeAPIServer)
+      (list "TOWLINE_TUNNELS" .Values.tunnels)
       (list "TOWLINE_THREADS" .Values.threads)
       (list "TOWLINE_LOG_FORMAT" .Values.log.format)
       (list "TOWLINE_LOG_FILTER" .Values.log.filter)
