@@ -20,7 +20,7 @@ demo: prerequisites kubernetes image ## two real clusters, one behind NAT, joine
 
 .PHONY: test
 test: prerequisites kubernetes test-fast charts image ## everything, on a real Kubernetes
-	cargo test --locked -p tests --test kubernetes --test e2e --test trust --test replicas --test helm
+	cargo test --locked -p tests --test kubernetes --test e2e --test trust --test replicas
 	TOWLINE_CLIENTS=few cargo test --locked -p tests --test clients
 	$(STATIC_DIR)/bench --smoke
 
@@ -28,6 +28,10 @@ test: prerequisites kubernetes test-fast charts image ## everything, on a real K
 test-fast: ## unit, property and in-process tests, and the fuzz corpora; no Kubernetes
 	cargo test --locked --workspace --exclude tests
 	cargo test --locked -p tests --lib
+
+.PHONY: test-helm
+test-helm: prerequisites kubernetes image ## the life of a Helm release, with a node in the parent: install, upgrade and rollback under traffic, removal
+	cargo test --locked -p tests --test helm
 
 .PHONY: test-clients
 test-clients: prerequisites kubernetes image ## kubectl 1.20 to 1.37, Helm, client libraries, what TKEStack asks; tables in target/compatibility.md
