@@ -1,3 +1,5 @@
+//! The hub's configuration: what is refused, all at once, and what each flag makes of the settings.
+
 use super::*;
 
 /// With the one flag that everybody has to give.

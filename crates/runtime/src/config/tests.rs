@@ -1,3 +1,6 @@
+//! A file under flags and environment: precedence over all four places, every mistake with its line, and what a changed file
+//! brings.
+
 use std::path::Path;
 
 use clap::{FromArgMatches as _, Parser, Subcommand};
