@@ -27,7 +27,8 @@ use tunnel_proto::{Hello, RefusalReason, TunnelError, Welcome};
 use crate::config::Proxy;
 use crate::credentials::{Credentials, State};
 use crate::limits::{
-    GATEWAY_BUSY_TRIES, GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, STOP_GRACE, SUCCEEDED_REST,
+    GATEWAY_BUSY_TRIES, GATEWAY_TRIES, MAX_TUNNELS, OLD_TUNNEL_GRACE, OLD_TUNNELS, RETURN_LIVED,
+    RETURN_WINDOW, STOP_GRACE, SUCCEEDED_REST,
 };
 use crate::parent::Parent;
 use crate::register::{Outcome, Registration, ask};
@@ -85,6 +86,42 @@ struct Course {
     gateway_failed: u32,
     /// How often it said that it is busy, one time after the other.
     gateway_busy: u32,
+    /// How often the parent's API server led nowhere either, since the last tunnel.
+    parent_failed: u32,
+    /// When a tunnel through the gateway was lost that had been good.
+    gateway_lost: Option<Instant>,
+}
+
+impl Course {
+    fn new(lane: usize) -> Self {
+        let (gateway_failed, gateway_busy, parent_failed) = (0, 0, 0);
+        Self { lane, way: Way::Usual, gateway_failed, gateway_busy, parent_failed, gateway_lost: None }
+    }
+
+    /// A tunnel stands.
+    fn is_open(&mut self, through_gateway: bool) {
+        if through_gateway {
+            (self.gateway_failed, self.gateway_busy) = (0, 0);
+        }
+        (self.parent_failed, self.gateway_lost) = (0, None);
+    }
+
+    /// The tunnel that stood is lost.
+    fn is_lost(&mut self, lived: Duration, now: Instant) {
+        let good = self.gateway_failed == 0 && lived >= RETURN_LIVED;
+        self.gateway_lost = good.then_some(now);
+    }
+
+    /// After one more failure of the gateway, whether the parent's API server is tried. What is worth a try for one agent
+    /// is a storm when a hub is restarted: thousands come, and lead nowhere, since it is the same hub.
+    fn tries_parent(&mut self, now: Instant) -> bool {
+        self.gateway_failed = self.gateway_failed.saturating_add(1);
+        let expected_back =
+            self.gateway_lost.is_some_and(|lost| now.saturating_duration_since(lost) < RETURN_WINDOW);
+        !expected_back
+            && self.gateway_failed >= GATEWAY_TRIES
+            && (self.parent_failed == 0 || self.gateway_failed.is_multiple_of(GATEWAY_TRIES))
+    }
 }
 
 /// What an attempt came to.
@@ -126,7 +163,7 @@ impl Dialer {
     async fn dial_for_ever(&self, lane: usize, tunnels: &mut Tunnels, stop: &Stop) {
         let mut pace = Pace::new();
         let mut log = Log::default();
-        let mut course = Course { lane, way: Way::Usual, gateway_failed: 0, gateway_busy: 0 };
+        let mut course = Course::new(lane);
         let tasks = Tasks::default();
         loop {
             if self.service.succeeded.is_cancelled() {
@@ -142,6 +179,7 @@ impl Dialer {
                     let began = Instant::now();
                     let lost = self.serve(lane, tunnels, *opened, stop).await;
                     pace.ended(began.elapsed(), Instant::now());
+                    course.is_lost(began.elapsed(), Instant::now());
                     self.note(lane, &mut log, &lost);
                     pace.after_trouble(Instant::now())
                 }
@@ -317,7 +355,7 @@ impl Dialer {
         };
         let trouble = match at_gateway.await {
             Ok(opened) => {
-                (course.gateway_failed, course.gateway_busy) = (0, 0);
+                course.is_open(true);
                 return Ok(opened);
             }
             Err(trouble) => {
@@ -329,7 +367,7 @@ impl Dialer {
             course.gateway_busy += 1;
             return Err(trouble);
         }
-        course.gateway_failed = course.gateway_failed.saturating_add(1);
+        let tries_parent = course.tries_parent(Instant::now());
         match trouble.code {
             // So says the hub itself, who would say the same behind any door.
             Code::Hello => return Err(trouble),
@@ -347,15 +385,21 @@ impl Dialer {
             | Code::Lost
             | Code::Denied
             | Code::Pending => {
-                if course.gateway_failed < GATEWAY_TRIES {
+                if !tries_parent {
                     return Err(trouble);
                 }
             }
         }
-        if course.gateway_failed <= GATEWAY_TRIES {
+        if course.parent_failed == 0 {
             tracing::warn!(code = %trouble.code, reason = %trouble.message, "the tunnel goes through the parent's API server instead");
         }
-        through_parent.await
+        let opened = through_parent.await;
+        match &opened {
+            Ok(Some(_)) => course.is_open(false),
+            Ok(None) => {}
+            Err(_) => course.parent_failed = course.parent_failed.saturating_add(1),
+        }
+        opened
     }
 
     async fn tunnel(

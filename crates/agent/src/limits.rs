@@ -131,7 +131,9 @@ pub const RETURN_LIVED: Duration = Duration::from_secs(5);
 /// A tunnel that lived this long was a good one: the delays begin anew.
 pub const TUNNEL_LIVED: Duration = Duration::from_secs(30);
 /// So often the gateway may be out of reach, one time after the other, before the tunnel goes through the parent's API
-/// server instead: about ten seconds, in which a hub that is restarted is back. From then on each try asks both.
+/// server instead; and not within [`RETURN_WINDOW`] of a good tunnel through the gateway, in which a hub that is restarted
+/// is back: it is the same hub, and 2,000 agents that ask for it there take a kube-apiserver 60 s of CPU, which keep
+/// the hub from starting (measured). Where that leads nowhere either, every third try asks both.
 pub const GATEWAY_TRIES: u32 = 3;
 /// Tunnels of one process, to as many different replicas of the hub. Two live through the loss of any one replica; each
 /// more costs every hub a connection of every agent (about 100 KiB) and outlives only what kills two replicas at once.

@@ -320,6 +320,34 @@ async fn a_gateway_that_cannot_be_reached_is_left_for_the_parent() {
     world.end().await;
 }
 
+/// Of 12 failures of the gateway one second apart, those after which the parent's API server is asked, which leads
+/// nowhere either.
+fn detours(course: &mut Course, from: Instant) -> Vec<u64> {
+    let asks = |second: &u64| {
+        let asks = course.tries_parent(from + Duration::from_secs(*second));
+        course.parent_failed += u32::from(asks);
+        asks
+    };
+    (1..=12).filter(asks).collect()
+}
+
+#[test]
+fn a_gateway_that_was_good_is_waited_for_and_then_every_third_try_asks_both() {
+    let start = Instant::now();
+    let mut course = Course::new(0);
+    assert_eq!(detours(&mut course, start), [3, 6, 9, 12], "an agent that was never in");
+    course.is_open(true);
+    course.is_lost(RETURN_LIVED, start);
+    assert_eq!(detours(&mut course, start), [0; 0], "a hub that is restarted");
+    assert_eq!(detours(&mut course, start + RETURN_WINDOW), [1, 3, 6, 9, 12], "a gateway that is gone");
+    course.is_open(false);
+    course.is_lost(RETURN_LIVED, start);
+    assert_eq!(detours(&mut course, start)[..2], [1, 3], "a tunnel that did not go through it");
+    course.is_open(true);
+    course.is_lost(Duration::ZERO, start);
+    assert_eq!(detours(&mut course, start), [3, 6, 9, 12], "a tunnel that was never good");
+}
+
 #[tokio::test]
 async fn a_gateway_that_refuses_makes_no_agent_register_again() {
     let mut world = World::start_with(&[], Some(REFUSES), (&[], 0)).await;
