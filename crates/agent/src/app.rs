@@ -35,7 +35,7 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     );
     let readiness = Readiness::new(&[CHECK_CREDENTIALS, in_force::CHECK, CHECK, CHECK_TUNNEL]);
     let (metrics, registry) = Metrics::new();
-    let admin = bind("admin-listen", settings.admin_listen).await?;
+    let admin = bind("admin-listen", settings.admin_listen)?;
 
     let upstream =
         Arc::new(Upstream::new(&settings.apiserver, settings.ca_file).context("--kube-apiserver")?);

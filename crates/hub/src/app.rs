@@ -19,6 +19,7 @@ use runtime::tls::ServingCert;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::audit::{self, Audit};
 use crate::authn::{Door, front_proxy};
@@ -37,6 +38,8 @@ const CHECK_CERTIFICATE: &str = "serving-certificate";
 const CHECK_SHUTDOWN: &str = "shutdown";
 /// How often the files of the gateway's certificate are read; kubelet needs a minute to write a changed Secret.
 const REREAD_EVERY: Duration = Duration::from_secs(30);
+/// How long the gateway waits for the clusters to be known; then it serves, and says that it does not know them.
+const GATEWAY_WAITS: Duration = Duration::from_secs(5);
 /// Time for the last lines of the audit log at the end.
 const AUDIT_END: Duration = Duration::from_secs(5);
 
@@ -79,7 +82,7 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     let client = Client::try_from(config).context("the client for the parent's API server cannot be made")?;
     first_contact::greet(&client, &stop).await?;
     let mut settings = settings;
-    let listener = bind("listen", settings.listen).await?;
+    let listener = bind("listen", settings.listen)?;
     let address = listener.local_addr().context("the listener has no address")?;
 
     let gateway = open_gateway(&client, &mut settings).await?;
@@ -100,8 +103,7 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     spawn("listener", Box::pin(listen::serve(Door::Aggregated, listener, certificate, Arc::clone(&hub))));
     if let Some((listener, certificate, fresh)) = gateway {
         tracing::info!(address = ?listener.local_addr(), "the gateway is listening");
-        let serve = listen::serve(Door::Gateway, listener, certificate, Arc::clone(&hub));
-        spawn("gateway", Box::pin(serve));
+        spawn("gateway", Box::pin(serve_gateway(listener, certificate, Arc::clone(&hub))));
         spawn("gateway certificate", Box::pin(until(stop.clone(), fresh)));
     }
     spawn("shutdown", Box::pin(shut_down(Arc::clone(&hub))));
@@ -137,6 +139,18 @@ pub async fn start(settings: Settings, stop: Stop) -> anyhow::Result<Bound> {
     Ok(Bound { address, hub, tasks, audit })
 }
 
+/// Serves at the gateway, once the clusters are known: after a restart all agents are at this door, and their handshakes
+/// would keep the hub from reading which clusters there are. Until then they wait in the kernel.
+async fn serve_gateway(listener: TcpListener, certificate: ServingCert, hub: Arc<Hub>) -> anyhow::Result<()> {
+    let mut known = hub.catalog.changes();
+    tokio::select! {
+        biased;
+        () = hub.phases.stopping.cancelled() => return Ok(()),
+        _ = timeout(GATEWAY_WAITS, known.wait_for(|generation| *generation > 0)) => {}
+    }
+    listen::serve(Door::Gateway, listener, certificate, hub).await
+}
+
 /// What a replica with others needs to be one of them.
 struct WithPeers {
     listener: TcpListener,
@@ -147,7 +161,7 @@ struct WithPeers {
 /// The listener for other replicas, if there may be any, and what they know each other by.
 async fn open_peers(client: &Client, settings: &Settings) -> anyhow::Result<Option<WithPeers>> {
     let Some(PeerAddresses { listen, address }) = settings.peers else { return Ok(None) };
-    let listener = bind("peer-listen", listen).await?;
+    let listener = bind("peer-listen", listen)?;
     let tls = certificates::peer::start(client, &settings.hub_id).await?;
     Ok(Some(WithPeers { listener, tls, address }))
 }
@@ -183,7 +197,7 @@ async fn open_gateway(
     settings: &mut Settings,
 ) -> anyhow::Result<Option<(TcpListener, ServingCert, BoxFuture<'static, ()>)>> {
     let Some(gateway) = &mut settings.gateway else { return Ok(None) };
-    let listener = bind("gateway-listen", gateway.listen).await?;
+    let listener = bind("gateway-listen", gateway.listen)?;
     if let Some(files) = gateway.files.clone() {
         let (chain, key) = read_pair(&files)?;
         let certificate = ServingCert::new(&chain, key.reveal())?;
@@ -249,7 +263,7 @@ impl Bound {
         drop(self.hub);
         if let Some(writer) = self.audit {
             let end = tokio::task::spawn_blocking(move || writer.join().is_ok());
-            if !matches!(tokio::time::timeout(AUDIT_END, end).await, Ok(Ok(true))) {
+            if !matches!(timeout(AUDIT_END, end).await, Ok(Ok(true))) {
                 tracing::error!("the end of the audit log may not have been written");
             }
         }

@@ -4,12 +4,17 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 /// Processes that are looked at for the one that has a port; a node has a few thousand.
 const MAX_PROCESSES: usize = 10_000;
 /// State of a socket that listens, in `/proc/net/tcp` (`TCP_LISTEN` in the kernel's `include/net/tcp_states.h`).
 const LISTENING: &str = "0A";
+
+/// Connections that wait in the kernel until they are accepted, at most; it takes less if `net.core.somaxconn` (4,096
+/// since Linux 5.4) says so. All agents of a hub that was restarted come within a second, and one for whom there is no
+/// room tries again only after a second, then after three.
+const BACKLOG: u32 = 4_096;
 
 /// Nobody can listen there.
 #[derive(Debug, thiserror::Error)]
@@ -25,11 +30,19 @@ pub struct CannotListen {
 ///
 /// # Errors
 /// The port is taken, the address is not this machine's, or nobody may.
-pub async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, CannotListen> {
-    TcpListener::bind(address).await.map_err(|source| {
+pub fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    listen(address).map_err(|source| {
         let holder = (source.kind() == ErrorKind::AddrInUse).then(|| holder(address.port())).flatten();
         CannotListen { flag, address, why: why(&source, address.port(), holder.as_deref()), source }
     })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted process takes its port back while old connections end.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn why(error: &io::Error, port: u16, holder: Option<&str>) -> String {
@@ -98,9 +111,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_told_with_its_flag_and_who_has_it() {
-        let first = bind("listen", SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let first = bind("listen", SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = first.local_addr().unwrap();
-        let told = bind("gateway-listen", address).await.unwrap_err().to_string();
+        let told = bind("gateway-listen", address).unwrap_err().to_string();
         // A process that forbids core dumps hides its files from all but root, from itself too.
         let seen = std::fs::read_dir("/proc/self/fd").is_ok();
         let by =
@@ -111,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_of_another_machine_is_told() {
-        let told = bind("listen", SocketAddr::from(([192, 0, 2, 1], 0))).await.unwrap_err().to_string();
+        let told = bind("listen", SocketAddr::from(([192, 0, 2, 1], 0))).unwrap_err().to_string();
         assert!(told.contains("no interface"), "{told}");
     }
 }

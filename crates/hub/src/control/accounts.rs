@@ -38,7 +38,7 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
     }
     let accounts: Api<Account> = Api::all(control.client.clone());
     // The hub may see accounts of this name only, and a kube-apiserver takes the name from here.
-    let named = watcher::Config::default().fields(&format!("metadata.name={AGENT_ACCOUNT}"));
+    let named = watcher::Config::default().fields(&format!("metadata.name={AGENT_ACCOUNT}")).any_semantic();
     let mut events = watch_objects(accounts, named).backoff(Rewatch::default()).boxed();
     let mut seen = Seen::default();
     loop {
@@ -48,7 +48,7 @@ pub(super) async fn run(control: Arc<Control>) -> anyhow::Result<()> {
             event = events.next() => event,
         };
         match event {
-            Some(Ok(event)) => shut_out(&control, &seen.take(event, &namespaces(&control))),
+            Some(Ok(event)) => shut_out(&control, &seen.take(event, || namespaces(&control))),
             Some(Err(error)) => {
                 tracing::warn!(%error, "the watch on agents' accounts broke; it goes on by itself");
             }
@@ -76,7 +76,7 @@ fn shut_out(control: &Control, gone: &[String]) {
 
 impl Seen {
     /// The namespaces whose account is gone, or is another one by now.
-    fn take(&mut self, event: Event<Account>, wanted: &[String]) -> Vec<String> {
+    fn take(&mut self, event: Event<Account>, wanted: impl FnOnce() -> Vec<String>) -> Vec<String> {
         match event {
             Event::Init => {
                 self.arriving = Some(HashMap::new());
@@ -94,7 +94,7 @@ impl Seen {
                 let mut gone: Vec<String> = gone.map(|(space, _)| space.clone()).collect();
                 // Deleted before this hub was there; moments ago, perhaps.
                 if !std::mem::replace(&mut self.complete, true) {
-                    gone.extend(wanted.iter().filter(|space| !self.uids.contains_key(*space)).cloned());
+                    gone.extend(wanted().into_iter().filter(|space| !self.uids.contains_key(space)));
                 }
                 gone
             }
@@ -134,22 +134,22 @@ mod tests {
     #[test]
     fn an_account_that_is_gone_is_noticed_however_the_watch_tells() {
         let mut seen = Seen::default();
-        let wanted = ["a", "b", "c"].map(ToOwned::to_owned);
+        let wanted = || ["a", "b", "c"].map(ToOwned::to_owned).to_vec();
         let list = |seen: &mut Seen, all: &[(&str, &str)]| {
-            seen.take(Event::Init, &wanted);
+            seen.take(Event::Init, wanted);
             for (space, uid) in all {
-                seen.take(Event::InitApply(account(space, uid)), &wanted);
+                seen.take(Event::InitApply(account(space, uid)), wanted);
             }
-            let mut gone = seen.take(Event::InitDone, &wanted);
+            let mut gone = seen.take(Event::InitDone, wanted);
             gone.sort();
             gone
         };
         assert_eq!(list(&mut seen, &[("a", "1"), ("b", "2")]), ["c"], "before this hub was there");
-        assert_eq!(seen.take(Event::Delete(account("a", "1")), &wanted), ["a"]);
-        assert!(seen.take(Event::Delete(account("a", "1")), &wanted).is_empty());
-        assert!(seen.take(Event::Apply(account("a", "3")), &wanted).is_empty(), "a new one");
-        assert!(seen.take(Event::Apply(account("a", "3")), &wanted).is_empty(), "a label");
-        assert_eq!(seen.take(Event::Apply(account("a", "4")), &wanted), ["a"], "a deletion that was missed");
+        assert_eq!(seen.take(Event::Delete(account("a", "1")), wanted), ["a"]);
+        assert!(seen.take(Event::Delete(account("a", "1")), wanted).is_empty());
+        assert!(seen.take(Event::Apply(account("a", "3")), wanted).is_empty(), "a new one");
+        assert!(seen.take(Event::Apply(account("a", "3")), wanted).is_empty(), "a label");
+        assert_eq!(seen.take(Event::Apply(account("a", "4")), wanted), ["a"], "a deletion that was missed");
         assert_eq!(list(&mut seen, &[("a", "5")]), ["a", "b"], "two that were missed");
         assert!(list(&mut seen, &[("a", "5")]).is_empty(), "said once");
     }

@@ -81,7 +81,10 @@ enum Urgency {
 /// Runs until stop.
 pub(super) async fn run(control: Arc<Control>, wished: Sender<Vec<ClusterId>>) -> anyhow::Result<()> {
     let clusters: Api<DeserializeGuard<ManagedCluster>> = Api::all(control.client.clone());
-    let mut events = watch_objects(clusters, watcher::Config::default()).backoff(Rewatch::default()).boxed();
+    // From the API server's memory: to read 2,000 of them from etcd takes it 3 s of CPU (1.20), when all agents wait for
+    // it. The list may be as old as that memory is, and so is all that a watch tells; what is newer follows at once.
+    let config = watcher::Config::default().any_semantic();
+    let mut events = watch_objects(clusters, config).backoff(Rewatch::default()).boxed();
     let mut seen = Seen::default();
     let mut ticks: Interval = interval(GATHER);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

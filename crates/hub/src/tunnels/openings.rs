@@ -17,8 +17,9 @@ const AT_ONCE: usize = 24;
 /// Those that wait: what a hub on two processors opens within five seconds. 60 KiB each, mostly their connections: 120
 /// MiB at worst.
 const WAITING: usize = 2_048;
-/// Longest wait: below the 20 s after which an agent gives up an answer, with time left for the questions.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// Longest wait: below the 20 s after which an agent gives up an answer, with time left for the questions. Whoever is sent
+/// away costs another handshake.
+const PATIENCE: Duration = Duration::from_secs(14);
 /// Earliest appointment.
 const SOONEST: Duration = Duration::from_secs(1);
 /// Latest appointment; those beyond come together, and are refused or not.
