@@ -265,6 +265,9 @@ impl ControlPlane {
             // Nobody asks it anything, and a port could clash with another run's.
             "--secure-port=0".to_owned(),
             "--leader-elect=false".to_owned(),
+            // Each controller makes 20 requests a second otherwise: thousands of namespaces keep them busy for minutes.
+            "--kube-api-qps=200".to_owned(),
+            "--kube-api-burst=400".to_owned(),
         ];
         if binaries.version.minor < 22 {
             flags.push("--port=0".to_owned());

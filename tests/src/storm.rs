@@ -44,10 +44,11 @@ const SECRETS: &str = "secrets.json";
 
 /// How often health and metrics are asked.
 const EVERY: Duration = Duration::from_millis(100);
-/// GETs to clusters that are not back yet, each [`EVERY`]: 1,500 a second, which the hub refuses from memory.
-const TRIES: usize = 150;
-/// All agents have tunnels for so long before the hub is killed; then they hurry back, as to any hub that was good.
-const CALM: Duration = Duration::from_secs(20);
+/// GETs to clusters that are not back yet, each [`EVERY`]: 500 a second, which the hub refuses from memory.
+const TRIES: usize = 50;
+/// All agents have tunnels for so long before the hub is killed; then they hurry back, as to any hub that was good. Each
+/// cluster's status is written once meanwhile.
+const CALM: Duration = Duration::from_secs(60);
 /// Whoever is not back by then does not come.
 const DEADLINE: Duration = Duration::from_secs(180);
 /// Who asks at the hub's first door.
@@ -83,9 +84,30 @@ pub async fn run(agents: usize) -> Result<(Value, bool)> {
     ensure!(agents > 0, "a storm needs agents");
     let mut stage = set_up(agents).await?;
     wait_for_tunnels(&stage, agents).await?;
+    wait_for_controllers(&stage, agents).await?;
+    wait_for_reports(&stage, agents).await?;
     say(&format!("all {agents} are connected; calm for {CALM:?}"));
+    let at_rest = rest(&stage).await?;
+    let (mut result, all) = storm(&mut stage, agents).await?;
+    result["at_rest"] = at_rest;
+    Ok((result, all))
+}
+
+/// What so many tunnels cost while nobody asks anything: percent of one processor, by program, and the hub's memory.
+async fn rest(stage: &Stage) -> Result<Value> {
+    let (before, from) = (cpu_by_program(stage.scratch.name()), Timestamp::now());
     sleep(CALM).await;
-    storm(&mut stage, agents).await
+    let after = cpu_by_program(stage.scratch.name());
+    let percent = |(program, used): (&String, &Duration)| {
+        let used = used.saturating_sub(before.get(program).copied().unwrap_or_default());
+        (program.clone(), (used.as_secs_f64() / CALM.as_secs_f64() * 1000.0).round() / 10.0)
+    };
+    Ok(json!({
+        "seconds": CALM.as_secs(),
+        "percent_of_a_processor": after.iter().map(percent).collect::<BTreeMap<_, _>>(),
+        "hub_resident_mib": usage::resident_kib(stage.hub.pid())? / 1024,
+        "asked_of_the_parent": asked_of_the_parent(&stage.parent.plane.audit_events()?, from, Timestamp::now()),
+    }))
 }
 
 async fn set_up(agents: usize) -> Result<Stage> {
@@ -180,6 +202,38 @@ async fn wait_for_tunnels(stage: &Stage, agents: usize) -> Result<()> {
     .await
 }
 
+/// Until the parent's controllers have done all that they do about that many namespaces: it is not part of a storm.
+async fn wait_for_controllers(stage: &Stage, agents: usize) -> Result<()> {
+    let all_have = async |what: &str, name: &str| {
+        let selector = format!("metadata.name={name}");
+        let found = stage
+            .parent
+            .kubectl()
+            .ok(&["get", what, "-A", "-o", "name", "--field-selector", &selector])
+            .await?;
+        let found = found.lines().count();
+        ensure!(found >= agents, "{found} of {agents} namespaces have their {what} {name}");
+        Ok(())
+    };
+    wait_until("the parent's controllers", Duration::from_secs(300), async || {
+        all_have("serviceaccounts", "default").await?;
+        all_have("configmaps", "kube-root-ca.crt").await
+    })
+    .await
+}
+
+/// Until the parent has a first status of each cluster.
+async fn wait_for_reports(stage: &Stage, agents: usize) -> Result<()> {
+    let seen = "jsonpath={range .items[*]}{.status.lastObservedTime}{\"\\n\"}{end}";
+    wait_until("a status of each cluster", Duration::from_secs(300), async || {
+        let found = stage.parent.kubectl().ok(&["get", "managedclusters", "-A", "-o", seen]).await?;
+        let found = found.lines().filter(|line| !line.is_empty()).count();
+        ensure!(found >= agents, "{found} of {agents} clusters have one");
+        Ok(())
+    })
+    .await
+}
+
 /// Starts the hub as it was started before, and waits for nothing.
 fn start_again(stage: &Stage) -> Result<Process> {
     Program::new("towline-hub", &stage.towline.hub)
@@ -199,6 +253,8 @@ struct Probed {
     /// The first 200 of `/readyz`.
     ready: Option<Duration>,
     answers: Vec<Duration>,
+    /// Those among them that were asked when the hub was ready.
+    answers_when_ready: Vec<Duration>,
     /// Those that brought no answer after the first one.
     failed: u32,
 }
@@ -236,6 +292,9 @@ async fn probe(target: Target, killed: Instant, seen: Shared, which: fn(&mut See
                 match answer {
                     Ok(Ok((status, _))) => {
                         probed.listens.get_or_insert_with(|| killed.elapsed());
+                        if probed.ready.is_some_and(|since| killed + since < asked) {
+                            probed.answers_when_ready.push(asked.elapsed());
+                        }
                         if path == "/readyz" && status == StatusCode::OK {
                             probed.ready.get_or_insert_with(|| killed.elapsed());
                         }
@@ -427,12 +486,15 @@ fn opened(tunnels: &[(Duration, u64)], of: usize) -> Value {
 }
 
 fn probed(probed: &mut Probed) -> Value {
-    let at = |share: f64, answers: &mut [Duration]| seconds(percentile(answers, share));
+    let spread = |answers: &mut [Duration]| {
+        let mut at = |share: f64| seconds(percentile(answers, share));
+        json!({ "half": at(0.5), "99%": at(0.99), "slowest": at(1.0) })
+    };
     json!({
         "listens_seconds": probed.listens.map(seconds), "ready_seconds": probed.ready.map(seconds),
         "answers": probed.answers.len(), "unanswered": probed.failed,
-        "answer_seconds": { "half": at(0.5, &mut probed.answers), "99%": at(0.99, &mut probed.answers),
-                            "slowest": at(1.0, &mut probed.answers) },
+        "answer_seconds": spread(&mut probed.answers),
+        "answer_seconds_when_ready": spread(&mut probed.answers_when_ready),
     })
 }
 

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use anyhow::{Context as _, Result, ensure};
+use api::names::AGENT_ACCOUNT;
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty, Full};
@@ -29,7 +30,7 @@ pub fn namespace(n: usize) -> String {
     format!("clusternet-{hex}")
 }
 
-/// Namespaces and `ManagedCluster`s of these clusters.
+/// Namespaces, `ManagedCluster`s and agents' accounts of these clusters.
 pub fn objects(numbers: Range<usize>) -> Value {
     let items: Vec<Value> = numbers
         .flat_map(|n| {
@@ -43,6 +44,9 @@ pub fn objects(numbers: Range<usize>) -> Value {
                         "metadata": { "name": format!("bench-{n}"), "namespace": namespace(n), "labels": labels },
                         "spec": { "clusterId": cluster_id(n), "clusterType": "StandardCluster", "syncMode": "Pull",
                                   "keyFingerprint": "SHA256:bench", "denied": false } }),
+                json!({ "apiVersion": "v1", "kind": "ServiceAccount", "automountServiceAccountToken": false,
+                        "metadata": { "name": AGENT_ACCOUNT, "namespace": namespace(n), "labels": labels,
+                                      "annotations": { "access.towline.io/key-fingerprint": "SHA256:bench" } } }),
             ]
         })
         .collect();

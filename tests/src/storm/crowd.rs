@@ -8,6 +8,7 @@ use std::path::Path;
 use agent::config::{Address, Proxy, Settings};
 use agent::key::Key;
 use anyhow::{Context as _, Result};
+use api::names::AGENT_ACCOUNT;
 use futures::StreamExt as _;
 use runtime::config::Effective;
 use runtime::logs::Format;
@@ -48,7 +49,7 @@ pub async fn create(parent: &Parent, count: usize, directory: &Path) -> Result<(
                 for (path, object) in objects(n) {
                     post(&client, &path, &object).await?;
                 }
-                let account = format!("/api/v1/namespaces/{}/serviceaccounts/{ACCOUNT}/token", idle::namespace(n));
+                let account = format!("/api/v1/namespaces/{}/serviceaccounts/{AGENT_ACCOUNT}/token", idle::namespace(n));
                 let wish = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
                                    "spec": { "expirationSeconds": LIFE_SECONDS } });
                 let made = post(&client, &account, &wish).await?;
@@ -69,8 +70,6 @@ pub async fn create(parent: &Parent, count: usize, directory: &Path) -> Result<(
     Ok(())
 }
 
-const ACCOUNT: &str = api::names::AGENT_ACCOUNT;
-
 /// What belongs to the nth cluster, and where it is created.
 fn objects(n: usize) -> Vec<(String, Value)> {
     let (id, namespace) = (idle::cluster_id(n), idle::namespace(n));
@@ -78,10 +77,6 @@ fn objects(n: usize) -> Vec<(String, Value)> {
     let labels = items.first().map(|first| first["metadata"]["labels"].clone()).unwrap_or_default();
     let name = format!("clusternet-{id}");
     items.extend([
-        json!({ "apiVersion": "v1", "kind": "ServiceAccount",
-                "automountServiceAccountToken": false,
-                "metadata": { "name": ACCOUNT, "namespace": namespace, "labels": labels,
-                              "annotations": { "access.towline.io/key-fingerprint": "SHA256:bench" } } }),
         json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
                 "metadata": { "name": name, "labels": labels },
                 "rules": [{ "apiGroups": ["proxies.clusternet.io"], "resources": ["sockets/attach"],
@@ -89,7 +84,7 @@ fn objects(n: usize) -> Vec<(String, Value)> {
         json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
                 "metadata": { "name": name, "labels": labels },
                 "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
-                "subjects": [{ "kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace }] }),
+                "subjects": [{ "kind": "ServiceAccount", "name": AGENT_ACCOUNT, "namespace": namespace }] }),
     ]);
     items.into_iter().map(|item| (path_of(&item), item)).collect()
 }
