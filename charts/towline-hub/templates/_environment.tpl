@@ -14,10 +14,7 @@ runs is in its file instead, below.
       (list "MAX_CREDENTIAL_TTL" .Values.maxCredentialTTL)
       (list "AUDIT_LOG" (eq .Values.audit.log "-" | ternary "" .Values.audit.log))
       (list "LOG_FORMAT" .Values.log.format)
-      (list "MAX_IN_FLIGHT" .Values.limits.maxInFlight)
-      (list "ANSWER_TIMEOUT" .Values.limits.answerTimeout)
-      (list "STREAM_IDLE_TIMEOUT" .Values.limits.streamIdleTimeout)
-      (list "MAX_TUNNEL_AGE" .Values.limits.maxTunnelAge) -}}
+      (list "MAX_IN_FLIGHT" .Values.limits.maxInFlight) -}}
 {{- if .Values.bindAddress -}}
 {{- $env = append $env (list "LISTEN" (include "towline-hub.listen" (dict "address" .Values.bindAddress "port" 8443))) -}}
 {{- end -}}
@@ -78,7 +75,10 @@ runs is in its file instead, below.
       (list "max-header-bytes" .Values.limits.maxHeaderBytes)
       (list "max-header-lines" .Values.limits.maxHeaderLines)
       (list "request-head-timeout" .Values.limits.requestHeadTimeout)
+      (list "answer-timeout" .Values.limits.answerTimeout)
+      (list "stream-idle-timeout" .Values.limits.streamIdleTimeout)
       (list "recheck-interval" .Values.limits.recheckInterval)
+      (list "max-tunnel-age" .Values.limits.maxTunnelAge)
       (list "log-filter" .Values.log.filter) -}}
 # What stands here is taken within a minute or so, without a restart. All keys: docs/configuration.md
 {{- range $keys }}

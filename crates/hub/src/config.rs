@@ -45,7 +45,10 @@ pub const LIVE: &[&str] = &[
     "max-header-bytes",
     "max-header-lines",
     "request-head-timeout",
+    "answer-timeout",
+    "stream-idle-timeout",
     "recheck-interval",
+    "max-tunnel-age",
     "log-filter",
 ];
 

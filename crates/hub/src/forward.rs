@@ -105,7 +105,7 @@ pub(crate) async fn send(
     *onward.uri_mut() = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     *onward.headers_mut() = outbound;
-    let deadline = deadline(proxied.deadline, hub.settings.limits.answer_timeout);
+    let deadline = deadline(proxied.deadline, hub.running.limits().answer_timeout);
     let answer = within(deadline, name, exchange(hub, target, &cluster, onward)).await?;
     let (mut parts, body) = answer.into_parts();
     let elsewhere =

@@ -85,15 +85,8 @@ pub async fn follow(hub: Arc<Hub>, stop: Stop) -> anyhow::Result<()> {
 /// Puts into force what can be.
 fn take(hub: &Hub, matches: &ArgMatches) -> Result<(), Vec<String>> {
     let settings = line::again(matches).map_err(|Mistakes(mistakes)| mistakes)?;
-    let started = &hub.settings.limits;
-    // Whoever reads the limits afresh finds only those that can change.
-    let limits = Limits {
-        in_flight: started.in_flight,
-        answer_timeout: started.answer_timeout,
-        stream_idle: started.stream_idle,
-        tunnel_age: started.tunnel_age,
-        ..settings.limits
-    };
+    // What has its size from the start on.
+    let limits = Limits { in_flight: hub.settings.limits.in_flight, ..settings.limits };
     if settings.log_filter != **hub.running.log_filter.load() {
         runtime::logs::set_filter(&settings.log_filter)
             .map_err(|error| vec![format!("--log-filter: {error:#}")])?;
@@ -143,7 +136,7 @@ mod tests {
         let stop = Stop::new();
         let mut following = tokio::task::JoinSet::new();
         following.spawn(follow(Arc::clone(&hub), stop.clone()));
-        std::fs::write(&path, "max-in-flight-per-user: 2\nrecheck-interval: 5s\nmax-in-flight: 9\n").unwrap();
+        std::fs::write(&path, "max-in-flight-per-user: 2\nanswer-timeout: 5s\nmax-in-flight: 9\n").unwrap();
         let until = async |done: &dyn Fn(&Value) -> bool| {
             let seen = async {
                 while !done(&hub.running.shown()) {
@@ -155,7 +148,10 @@ mod tests {
         until(&|shown| shown["values"]["max-in-flight-per-user"]["value"] == "2").await;
         assert!(hub.users.take("alice").is_ok());
         let limits = hub.running.limits();
-        assert_eq!((limits.recheck, limits.in_flight), (Duration::from_secs(5), crate::limits::IN_FLIGHT));
+        assert_eq!(
+            (limits.answer_timeout, limits.in_flight),
+            (Duration::from_secs(5), crate::limits::IN_FLIGHT)
+        );
         let shown = hub.running.shown();
         assert_eq!(shown["values"]["max-in-flight"]["afterRestart"], "9");
         assert_eq!(shown["values"]["max-in-flight"]["live"], false);

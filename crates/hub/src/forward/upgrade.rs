@@ -150,7 +150,7 @@ async fn carry(hub: Arc<Hub>, name: String, caller: OnUpgrade, child: OnUpgrade,
         () = hub.phases.cut.cancelled() => return stay.ended("stopped", "this hub has stopped"),
         ended = streams => Some(ended),
         () = stay.ended_by_rights() => None,
-        () = idle(&moved, hub.settings.limits.stream_idle) => {
+        () = idle(&moved, hub.running.limits().stream_idle) => {
             stay.ended("idle", "nothing moved for too long");
             None
         }

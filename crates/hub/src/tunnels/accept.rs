@@ -285,7 +285,7 @@ async fn carry(
     live: &Arc<Live>,
     mut driver: TunnelDriver,
 ) -> (End, String) {
-    let limits = &hub.settings.limits;
+    let limits = hub.running.limits();
     let mut recheck = interval_at(Instant::now() + limits.recheck, limits.recheck);
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Between three quarters of it and all of it: agents that came together do not go together.
