@@ -152,6 +152,11 @@ impl Catalog {
         self.former.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the first list has arrived: until then a cluster that is not here may well exist.
+    pub fn is_known(&self) -> bool {
+        *self.changed.borrow() > 0
+    }
+
     /// A generation that grows with each change; 0 until the first list has arrived.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -34,7 +34,7 @@ pub enum Target {
 /// from here whether it exists.
 ///
 /// # Errors
-/// No such cluster, shut out, or not connected.
+/// No such cluster, shut out, or not connected; or this hub does not know yet which clusters there are.
 pub fn find(
     catalog: &Catalog,
     tunnels: &Tunnels,
@@ -44,6 +44,9 @@ pub fn find(
     started: Timestamp,
     now: Timestamp,
 ) -> Result<(Arc<Cluster>, Target), Refusal> {
+    if !catalog.is_known() {
+        return Err(Refusal::Starting);
+    }
     let cluster = catalog.get(id).ok_or_else(|| Refusal::ClusterForbidden(id.clone(), verb))?;
     if cluster.denied {
         return Err(Refusal::Forbidden(format!(
@@ -140,6 +143,8 @@ mod tests {
         let find = |id: &str| {
             find(&catalog, &tunnels, &peers, &id.parse().unwrap(), "get", at(0), at(100)).unwrap_err()
         };
+        assert!(matches!(find("c2"), Refusal::Starting), "the first list has not arrived");
+        catalog.replace([]);
         assert!(matches!(find("c2"), Refusal::ClusterForbidden(..)));
         catalog.replace([Cluster { denied: true, ..cluster(None) }]);
         assert!(matches!(find("c1"), Refusal::Forbidden(_)));
