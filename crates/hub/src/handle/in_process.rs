@@ -53,6 +53,9 @@ mod gateway;
 mod hostile;
 mod http2;
 mod kubeconfigs;
+/// Looks behind each test: tasks, and with them streams, dials and sockets.
+#[path = "../../../tunnel-proto/tests/it/leaks.rs"]
+mod leaks;
 mod manifests;
 mod path;
 mod peers;
@@ -173,6 +176,7 @@ impl World {
             hub.join = Join::new(objects, Arc::clone(&hub.settings), Arc::clone(&hub.catalog));
         }
         let hub = Arc::new(hub);
+        leaks::must_go("a hub", &hub);
         hub.front_proxy.replace(Some(&data(&ca, "[\"front-proxy-client\"]"))).unwrap();
         if !setup.starting {
             hub.catalog.replace([cluster()]);

@@ -110,7 +110,7 @@ fn odd(answer: &raw::Answer) -> Option<String> {
     (!whole).then(|| format!("an error without a Status: {}", answer.head))
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn abuse_is_refused_and_the_child_sees_nothing_of_it() {
     let (mut world, recorder) = World::recorded().await;
     let other = Cluster {

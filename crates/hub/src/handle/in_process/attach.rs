@@ -39,7 +39,7 @@ pub(super) fn hello(changes: &Value) -> Vec<u8> {
     hello.to_string().into_bytes()
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whatever_is_no_hello_ends_the_connection() {
     let mut world = World::start().await;
     let many: Vec<_> = (0..10_000).map(|number| format!("capability-{number}")).collect();
@@ -80,7 +80,7 @@ async fn whatever_is_no_hello_ends_the_connection() {
     assert!(agent_side::connect(tunnel, &Hello::new("c1", "agent-1", "1")).await.is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_cluster_that_was_shut_out_opens_no_tunnel() {
     let mut world = World::connected().await;
     world.hub.catalog.replace([Cluster { denied: true, ..cluster() }]);
@@ -93,7 +93,7 @@ async fn a_cluster_that_was_shut_out_opens_no_tunnel() {
     assert_eq!(world.attach(AGENT, "c1").await.unwrap_err(), 403, "another account");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_newer_tunnel_of_the_same_agent_takes_over_and_loses_no_request() {
     let mut world = World::connected().await;
     let mut watch = world.get(Wire::H2, "alice", &format!("{BASE}/c1/proxy/direct/watch?watch=true")).await;
@@ -118,7 +118,7 @@ async fn a_newer_tunnel_of_the_same_agent_takes_over_and_loses_no_request() {
     assert!(futures::FutureExt::now_or_never(watch.frame()).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn rights_that_are_taken_away_close_the_tunnel_at_the_next_check() {
     let mut world = World::connected().await;
     // Another account than the one that opened it; what the parent answers is remembered by the real clock.
@@ -137,7 +137,7 @@ async fn rights_that_are_taken_away_close_the_tunnel_at_the_next_check() {
     assert!((55..=65).contains(&took), "{took} s");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn the_answer_that_opens_a_tunnel_names_the_replica_and_how_many_there_are() {
     let mut world = World::start().await;
     let mut request = ask("GET", &format!("{BASE}/c1/attach"), &[("x-remote-user", AGENT)]);

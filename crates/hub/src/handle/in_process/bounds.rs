@@ -27,7 +27,7 @@ fn everybody(spec: &Value) -> Option<bool> {
     Some(spec["resourceAttributes"]["name"] == "c1" && spec["resourceAttributes"]["verb"] != "assume")
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_user_with_too_much_open_is_told_and_others_are_not_touched() {
     let limits = Limits { user_in_flight: 3, ..Limits::default() };
     let world = World::start_with(Setup { limits, ..Setup::default() }).await;
@@ -53,7 +53,7 @@ async fn a_user_with_too_much_open_is_told_and_others_are_not_touched() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_cluster_that_is_asked_too_fast_refuses_those_who_may_and_counts_nobody_else() {
     let limits = Limits { cluster_rate: 5, ..Limits::default() };
     let mut world = World::start_with(Setup { limits, ..Setup::default() }).await.connect().await;
@@ -69,7 +69,7 @@ async fn a_cluster_that_is_asked_too_fast_refuses_those_who_may_and_counts_nobod
     assert!(codes.contains(&429), "{codes:?}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn rights_that_are_taken_away_end_a_watch_and_an_exec_with_an_error() {
     let limits = Limits { recheck: Duration::from_millis(50), ..Limits::default() };
     let setup = Setup { limits, memory: Duration::from_millis(1), ..Setup::default() };
@@ -101,7 +101,7 @@ async fn rights_that_are_taken_away_end_a_watch_and_an_exec_with_an_error() {
     assert_eq!(ended("rights"), 2);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_exec_on_which_nothing_moves_is_ended() {
     let limits = Limits { stream_idle: Duration::from_millis(100), ..Limits::default() };
     let mut world = World::start_with(Setup { limits, ..Setup::default() }).await.connect().await;
@@ -115,7 +115,7 @@ async fn an_exec_on_which_nothing_moves_is_ended() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_old_tunnel_serves_until_the_next_one_has_taken_its_place() {
     let limits = Limits { tunnel_age: Duration::from_millis(200), ..Limits::default() };
     let world = World::start_with(Setup { limits, ..Setup::default() }).await;
@@ -141,7 +141,7 @@ async fn an_old_tunnel_serves_until_the_next_one_has_taken_its_place() {
     assert!(old.is_closed(), "the old one takes no new streams");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn every_request_to_a_child_has_one_end_in_the_audit_log_and_no_secret() {
     let directory = std::env::temp_dir().join(format!("towline-audit-{}", random_id()));
     std::fs::create_dir_all(&directory).unwrap();

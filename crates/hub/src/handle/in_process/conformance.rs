@@ -173,3 +173,14 @@ fn a_name_that_nobody_wrote_is_noticed() {
         assert!(missing(test).is_some(), "{test}");
     }
 }
+
+#[test]
+fn every_test_in_one_process_is_looked_behind() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/handle/in_process");
+    for file in std::fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let bare = text.lines().filter(|line| line.starts_with("#[tokio::test") && !line.contains("leaks"));
+        assert_eq!(bare.count(), 0, "{}", path.display());
+    }
+}

@@ -54,7 +54,7 @@ async fn ended(tunnel: &tokio::task::AbortHandle) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_tunnel_through_the_gateway_serves_requests_of_both_doors() {
     let mut world = World::for_agents(Setup::default()).await;
     world.parent.token("alices", Some(json!({ "user": { "username": "alice" } })));
@@ -67,7 +67,7 @@ async fn a_tunnel_through_the_gateway_serves_requests_of_both_doors() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn nobody_opens_a_tunnel_at_the_gateway_but_the_agent_of_that_cluster() {
     let mut world = World::for_agents(Setup::default()).await;
     let other = "system:serviceaccount:clusternet-other:clusternet-agent";
@@ -110,7 +110,7 @@ async fn nobody_opens_a_tunnel_at_the_gateway_but_the_agent_of_that_cluster() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_hello_for_another_cluster_opens_no_tunnel_at_the_gateway() {
     let mut world = World::for_agents(Setup::default()).await;
     let tunnel = world.knock_with(TOKEN, PATH, &[]).await.unwrap();
@@ -119,7 +119,7 @@ async fn a_hello_for_another_cluster_opens_no_tunnel_at_the_gateway() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_tunnel_at_the_gateway_ends_when_its_cluster_is_shut_out() {
     let mut world = World::for_agents(Setup::default()).await;
     let follow = crate::tunnels::follow(
@@ -136,7 +136,7 @@ async fn a_tunnel_at_the_gateway_ends_when_its_cluster_is_shut_out() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_tunnel_at_the_gateway_ends_when_its_account_has_lost_the_right() {
     let limits = Limits { recheck: Duration::from_millis(50), ..Limits::default() };
     let mut world =
@@ -147,7 +147,7 @@ async fn a_tunnel_at_the_gateway_ends_when_its_account_has_lost_the_right() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn what_was_answered_before_opens_no_tunnel() {
     let mut world = World::for_agents(Setup::default()).await;
     let bearer = format!("Bearer {TOKEN}");

@@ -24,7 +24,7 @@ async fn status(sender: &mut conn::http2::SendRequest<Sent>, path: &str) -> u16 
     sender.send_request(request).await.unwrap().status().as_u16()
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_rotated_ca_counts_at_once_and_on_open_connections() {
     let mut world = World::connected().await;
     let path = format!("{BASE}/c1/proxy/direct/api");
@@ -46,7 +46,7 @@ async fn a_rotated_ca_counts_at_once_and_on_open_connections() {
     assert_eq!((status(&mut by_old, &path).await, status(&mut by_new, &path).await), (401, 401));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn every_method_is_asked_about_by_its_verb() {
     let (mut world, recorder) = World::recorded().await;
     for (method, verb) in [
@@ -87,7 +87,7 @@ async fn every_method_is_asked_about_by_its_verb() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_no_is_403_and_no_answer_is_500_and_neither_reaches_the_child() {
     let (mut world, recorder) = World::recorded().await;
     let path = format!("{BASE}/c1/proxy/direct/api");
@@ -109,7 +109,7 @@ async fn a_no_is_403_and_no_answer_is_500_and_neither_reaches_the_child() {
     assert_eq!(world.seen(&recorder).await.len(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn other_shapes_ask_nobody_and_reach_nobody() {
     let (mut world, recorder) = World::recorded().await;
     world.parent.rule(|_| Some(true));
@@ -135,7 +135,7 @@ async fn other_shapes_ask_nobody_and_reach_nobody() {
     assert!(world.seen(&recorder).await.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_trace_context_crosses_as_it_came() {
     let (mut world, recorder) = World::recorded().await;
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -152,7 +152,7 @@ async fn a_trace_context_crosses_as_it_came() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn health_is_for_anyone_and_its_details_are_not() {
     let mut world = World::start().await;
     world.parent.rule(|spec| Some(spec["nonResourceAttributes"]["path"] == "/readyz/catalog"));
@@ -174,7 +174,7 @@ async fn health_is_for_anyone_and_its_details_are_not() {
     assert!(asked.contains(&json!({ "path": "/metrics", "verb": "get" })), "{asked:?}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_answer_of_the_parent_holds_for_ten_seconds_and_no_longer() {
     let (mut world, _) = World::recorded().await;
     let path = format!("{BASE}/c1/proxy/direct/api");
@@ -194,7 +194,7 @@ async fn an_answer_of_the_parent_holds_for_ten_seconds_and_no_longer() {
     assert!((8..=12).contains(&held), "{held} s");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_stream_that_is_silent_for_ten_minutes_goes_on() {
     let (line_tx, line_rx) = mpsc::channel::<Result<Frame<Bytes>, BoxError>>(1);
     let lines = std::sync::Mutex::new(Some(line_rx));
@@ -215,7 +215,7 @@ async fn a_stream_that_is_silent_for_ten_minutes_goes_on() {
     assert_eq!(log.collect().await.unwrap().to_bytes(), "", "and ends when the child's does");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_early_no_to_a_large_upload_arrives() {
     let mut world = World::connected_to(|_| async {
         let mut response = Response::new(whole("too large".to_owned()));
@@ -236,7 +236,7 @@ async fn an_early_no_to_a_large_upload_arrives() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn after_a_refused_upgrade_nothing_is_left_of_it() {
     let mut world = World::connected().await;
     let upgrade = format!(
@@ -269,7 +269,7 @@ async fn after_a_refused_upgrade_nothing_is_left_of_it() {
     assert_eq!(world.get(Wire::H1, "alice", &format!("{BASE}/c1/proxy/direct/api")).await.status(), 200);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn the_parents_audit_id_crosses_and_a_missing_one_is_made() {
     let (mut world, recorder) = World::recorded().await;
     let path = format!("{BASE}/c1/proxy/direct/api");

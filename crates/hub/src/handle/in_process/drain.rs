@@ -57,7 +57,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     assert!(tokio::time::timeout(Duration::from_secs(20), reached).await.is_ok(), "{what}");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_watch_ends_between_two_events_when_the_hub_drains() {
     for wire in [Wire::H1, Wire::H2] {
         let (mut world, events, _) = watched("application/json").await;
@@ -76,7 +76,7 @@ async fn a_watch_ends_between_two_events_when_the_hub_drains() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn what_is_not_known_to_be_between_two_events_is_cut_at_the_end() {
     let (mut world, events, _) = watched("application/cbor-seq").await;
     let mut watch = world.get(Wire::H2, "alice", &format!("{BASE}{WATCH}")).await;
@@ -90,7 +90,7 @@ async fn what_is_not_known_to_be_between_two_events_is_cut_at_the_end() {
     assert!(end.unwrap().is_err(), "it looks complete");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn agents_are_told_first_and_tunnels_serve_until_nobody_is_left_at_the_doors() {
     let (mut world, _events, asked) = watched("application/json").await;
     let id = "c1".parse().unwrap();
@@ -108,7 +108,7 @@ async fn agents_are_told_first_and_tunnels_serve_until_nobody_is_left_at_the_doo
     assert_eq!(asked.lock().unwrap().len(), 1, "told once");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_successor_that_the_agent_names_gets_in_and_an_unknown_one_does_not() {
     let mut world = World::start()
         .await
@@ -143,7 +143,7 @@ async fn a_successor_that_the_agent_names_gets_in_and_an_unknown_one_does_not() 
     assert_eq!(world.hub.tunnels.get(&id).unwrap().hello.instance, "agent-2");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn agents_hear_how_many_replicas_there_are_beside_the_next_question() {
     let (world, _events, asked) = watched("application/json").await;
     let live = world.hub.tunnels.get(&"c1".parse().unwrap()).unwrap();

@@ -140,7 +140,7 @@ impl World {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn each_end_of_a_tunnel_has_its_word_in_metric_and_log() {
     let own = |reason| {
         async move |world: &mut World, _: &mut Agent| {

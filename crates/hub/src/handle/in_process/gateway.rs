@@ -43,7 +43,7 @@ fn code(response: &Response<Incoming>) -> u16 {
     response.status().as_u16()
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_token_of_the_parent_reaches_a_cluster_by_path_and_by_host() {
     let mut world = World::at_the_gateway().await;
     let bearer = format!("Bearer {ALICE}");
@@ -69,7 +69,7 @@ async fn a_token_of_the_parent_reaches_a_cluster_by_path_and_by_host() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn nobody_is_believed_but_the_parents_token_review() {
     let mut world = World::at_the_gateway().await;
     let path = "/k8s/clusters/edge-1/api";
@@ -99,7 +99,7 @@ async fn nobody_is_believed_but_the_parents_token_review() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn metrics_are_read_with_a_token_whose_owner_may_get_them() {
     let mut world = World::at_the_gateway().await;
     assert_eq!(code(&world.fetch(ALICE, "/metrics", &[]).await), 403);
@@ -119,7 +119,7 @@ async fn metrics_are_read_with_a_token_whose_owner_may_get_them() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn the_configuration_is_shown_to_a_token_whose_owner_may_get_it() {
     let mut world = World::at_the_gateway().await;
     assert_eq!(code(&world.fetch(ALICE, "/configz", &[]).await), 403);
@@ -140,7 +140,7 @@ async fn the_configuration_is_shown_to_a_token_whose_owner_may_get_it() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_token_for_the_gateway_alone_is_good_at_the_gateway() {
     let mut world = World::at_the_gateway().await;
     let user = json!({ "username": "alice", "groups": ["dev"] });
@@ -151,7 +151,7 @@ async fn a_token_for_the_gateway_alone_is_good_at_the_gateway() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn unknown_and_forbidden_clusters_answer_alike_at_the_gateway() {
     let mut world = World::at_the_gateway().await;
     world.parent.token("mallorys", Some(json!({ "user": { "username": "mallory" } })));
@@ -166,7 +166,7 @@ async fn unknown_and_forbidden_clusters_answer_alike_at_the_gateway() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_address_without_a_cluster_says_what_to_write_instead() {
     let mut world = World::at_the_gateway().await;
     for path in
@@ -184,7 +184,7 @@ async fn an_address_without_a_cluster_says_what_to_write_instead() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whoever_may_impersonate_in_the_parent_may_do_so_here_and_nobody_else() {
     let mut world = World::at_the_gateway().await;
     world.parent.token("robots", Some(json!({ "user": { "username": "robot" } })));
@@ -217,7 +217,7 @@ async fn whoever_may_impersonate_in_the_parent_may_do_so_here_and_nobody_else() 
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_token_that_has_ended_ends_what_it_opened() {
     let limits = Limits { recheck: Duration::from_millis(50), ..Limits::default() };
     let setup = Setup { limits, memory: Duration::from_millis(1), ..Setup::default() };
@@ -232,7 +232,7 @@ async fn a_token_that_has_ended_ends_what_it_opened() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn many_failed_tokens_of_one_address_stop_strangers_there_and_nobody_else() {
     let mut world = World::at_the_gateway().await;
     issue(&world, "twl-own", None, None);
@@ -271,7 +271,7 @@ async fn many_failed_tokens_of_one_address_stop_strangers_there_and_nobody_else(
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_door_that_is_full_keeps_nobody_from_the_other_and_a_tunnel_keeps_its_place() {
     let places = Some(Places::new(4, 2));
     let mut world = World::start_with(Setup { places, ..Setup::default() }).await.connect().await;
@@ -302,7 +302,7 @@ async fn finished(task: &tokio::task::AbortHandle) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_exec_of_a_browser_carries_its_token_as_a_subprotocol() {
     use base64::Engine as _;
     let mut world = World::at_the_gateway().await;
@@ -327,7 +327,7 @@ async fn an_exec_of_a_browser_carries_its_token_as_a_subprotocol() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_childs_redirect_stays_at_the_gateway_in_the_spelling_of_the_caller_or_is_a_bad_gateway() {
     let mut world = World::at_the_gateway().await;
     issue(&world, "twl-own", None, None);
@@ -367,7 +367,7 @@ fn issue(world: &World, token: &str, role: Option<Role>, service: Option<&str>) 
     stored
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_token_of_the_hub_leads_to_its_cluster_however_it_is_spelt_and_to_no_other() {
     let mut world = World::connected().await;
     assert_eq!(code(&world.fetch("twl-own", "/api", &[]).await), 503, "the hub does not know its tokens yet");
@@ -398,7 +398,7 @@ async fn a_token_of_the_hub_leads_to_its_cluster_however_it_is_spelt_and_to_no_o
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_token_of_one_role_has_that_role_alone_and_only_while_its_owner_has_it() {
     let limits = Limits::default();
     let setup = Setup { limits, memory: Duration::from_millis(1), ..Setup::default() };
@@ -416,7 +416,7 @@ async fn a_token_of_one_role_has_that_role_alone_and_only_while_its_owner_has_it
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn revoking_a_token_ends_what_it_opened_at_once() {
     // Asked again in a minute: only the revocation itself can end the watch in time.
     let mut world = World::connected().await;
@@ -436,7 +436,7 @@ async fn revoking_a_token_ends_what_it_opened_at_once() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn strangers_of_whom_the_parent_says_nothing_leave_room_for_those_who_were_good() {
     let mut world = World::at_the_gateway().await;
     let path = "/k8s/clusters/edge-1/api";

@@ -294,7 +294,7 @@ fn fits(got: &Result<Got, String>, expected: Left) -> bool {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn what_stands_behind_the_answer_to_head_is_left_behind() {
     for wire in [Wire::H1, Wire::H2] {
         let lines = [OK, ("content-length", "4")];
@@ -334,22 +334,22 @@ async fn judge(cases: Vec<Case>) {
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_hostile_head_harms_its_own_answer_only() {
     judge(heads()).await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_hostile_body_harms_its_own_answer_only() {
     judge(bodies()).await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_agent_that_breaks_its_tunnel_gives_nobody_the_answer_of_another() {
     judge(breaks()).await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_hostile_answer_to_an_upgrade_is_an_error_and_never_a_stream() {
     let upgrade = format!(
         "GET {BASE}/c1/proxy/direct/exec HTTP/1.1\r\nHost: hub\r\nX-Remote-User: alice\r\n\

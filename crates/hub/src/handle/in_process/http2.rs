@@ -68,7 +68,7 @@ fn floods() -> Vec<(&'static str, Vec<u8>, bool)> {
     ]
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn floods_end_their_own_connection_or_nothing() {
     let (mut world, recorder) = World::recorded().await;
     for (what, flood, ends) in floods() {
@@ -107,7 +107,7 @@ async fn floods_end_their_own_connection_or_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_caller_that_takes_no_data_stops_nobody_else() {
     let mut world = World::connected().await;
     let mut stream = world.dial(Some(world.aggregator()), Wire::H2).await;
@@ -122,7 +122,7 @@ async fn a_caller_that_takes_no_data_stops_nobody_else() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_ping_is_answered_while_the_connection_is_full() {
     let mut world = World::connected().await;
     let mut stream = world.dial(Some(world.aggregator()), Wire::H2).await;

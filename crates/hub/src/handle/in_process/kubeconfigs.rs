@@ -80,7 +80,7 @@ fn message(answer: &Value) -> &str {
     answer["message"].as_str().unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_token_is_shown_once_and_kept_as_a_hash() {
     let mut issuing = Issuing::start().await;
     let (code, answer) = issuing.ask_for("alice", json!({ "cluster": "edge-1" })).await;
@@ -105,7 +105,7 @@ async fn a_token_is_shown_once_and_kept_as_a_hash() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn nobody_hands_out_more_than_they_may_do_and_what_is_refused_leaves_nothing() {
     let mut issuing = Issuing::start().await;
     let long = 30 * 24 * 3600;
@@ -153,7 +153,7 @@ async fn nobody_hands_out_more_than_they_may_do_and_what_is_refused_leaves_nothi
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_unknown_cluster_answers_as_one_that_is_somebody_elses() {
     let mut issuing = Issuing::start().await;
     let mut told = Vec::new();
@@ -166,7 +166,7 @@ async fn an_unknown_cluster_answers_as_one_that_is_somebody_elses() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whoever_is_nobody_in_a_child_gets_no_token() {
     let mut issuing = Issuing::start().await;
     issuing.allow(|_, _| true);
@@ -184,7 +184,7 @@ async fn whoever_is_nobody_in_a_child_gets_no_token() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn the_owner_is_whom_the_parent_names_and_no_header_of_the_client_changes_that() {
     let mut issuing = Issuing::start().await;
     let parents =
@@ -209,7 +209,7 @@ async fn the_owner_is_whom_the_parent_names_and_no_header_of_the_client_changes_
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_issued_token_issues_nothing() {
     let mut issuing = Issuing::start().await;
     let (_, answer) = issuing.ask_for("alice", json!({ "cluster": "edge-1" })).await;
@@ -240,7 +240,7 @@ async fn an_issued_token_issues_nothing() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn everybody_lists_their_own_and_all_needs_a_right() {
     let mut issuing = Issuing::start().await;
     issuing.allow(|user, asked| user == "bob" && asked.contains("sockets/"));
@@ -268,7 +268,7 @@ async fn everybody_lists_their_own_and_all_needs_a_right() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_foreign_credential_is_as_unknown_as_one_that_is_not_there() {
     let mut issuing = Issuing::start().await;
     let (_, answer) = issuing.ask_for("alice", json!({ "cluster": "edge-1" })).await;
@@ -302,7 +302,7 @@ async fn a_foreign_credential_is_as_unknown_as_one_that_is_not_there() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_malformed_body_is_answered_with_400_that_names_the_field() {
     let mut issuing = Issuing::start().await;
     for (spec, names) in [
@@ -336,7 +336,7 @@ async fn a_malformed_body_is_answered_with_400_that_names_the_field() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_format_without_a_token_issues_none_and_the_others_hold_what_was_issued() {
     let mut issuing = Issuing::start().await;
     let mut issued = 0;
@@ -383,7 +383,7 @@ async fn a_format_without_a_token_issues_none_and_the_others_hold_what_was_issue
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn short_tokens_in_a_loop_do_not_fill_the_hub() {
     let mut issuing = Issuing::start().await;
     let over = (0..MAX_KEPT_PER_OWNER).map(|number| Stored {
@@ -397,7 +397,7 @@ async fn short_tokens_in_a_loop_do_not_fill_the_hub() {
     issuing.world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_loop_that_asks_for_tokens_ends_itself_and_what_is_over_does_not_count() {
     let mut issuing = Issuing::start().await;
     let many = |expires: Timestamp| {

@@ -36,7 +36,7 @@ fn secret(status: &Value) -> String {
     format!("{SECRETS}invitation-{}", status["invitation"].as_str().unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_manifest_is_fetched_once_without_a_credential_and_looking_at_its_head_is_free() {
     let (mut world, api, status) = World::inviting().await;
     let path = path(&status);
@@ -65,7 +65,7 @@ async fn a_manifest_is_fetched_once_without_a_credential_and_looking_at_its_head
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn of_two_that_fetch_a_manifest_at_once_one_gets_it() {
     let (world, _api, status) = World::inviting().await;
     let token = api::secret::Secret::from(path(&status).strip_prefix("/register/").unwrap().to_owned());
@@ -74,7 +74,7 @@ async fn of_two_that_fetch_a_manifest_at_once_one_gets_it() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn nothing_that_is_kept_or_written_down_shows_the_manifest_or_its_address() {
     let (mut world, api, status) = World::inviting().await;
     let path = path(&status);
@@ -102,7 +102,7 @@ async fn nothing_that_is_kept_or_written_down_shows_the_manifest_or_its_address(
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_address_that_is_none_or_over_tells_nothing_and_counts_as_a_failed_token() {
     let (mut world, api, status) = World::inviting().await;
     let good = path(&status);
@@ -134,7 +134,7 @@ async fn an_address_that_is_none_or_over_tells_nothing_and_counts_as_a_failed_to
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_used_invitation_has_no_address_any_more() {
     let (mut world, api, status) = World::inviting().await;
     let name = secret(&status);
@@ -147,7 +147,7 @@ async fn a_used_invitation_has_no_address_any_more() {
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn without_a_gateway_there_is_no_address_and_no_invitation_is_left() {
     let api = FakeApi::start().await;
     let settings = Settings { public_url: Some("https://parent".to_owned()), ..Settings::default() };

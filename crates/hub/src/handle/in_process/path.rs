@@ -2,7 +2,7 @@
 
 use super::*;
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_request_reaches_the_child_as_the_person_who_asked() {
     let mut world = World::connected().await;
     for wire in [Wire::H1, Wire::H1WithoutAlpn, Wire::H2] {
@@ -29,7 +29,7 @@ async fn a_request_reaches_the_child_as_the_person_who_asked() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn bodies_stream_both_ways() {
     let mut world = World::connected().await;
     for wire in [Wire::H1, Wire::H2] {
@@ -47,7 +47,7 @@ async fn bodies_stream_both_ways() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_broken_tunnel_is_never_a_complete_answer() {
     for wire in [Wire::H1, Wire::H2] {
         let mut world = World::connected().await;
@@ -59,7 +59,7 @@ async fn a_broken_tunnel_is_never_a_complete_answer() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn upgrades_carry_bytes_both_ways_with_half_close() {
     let mut world = World::connected().await;
     for (method, upgrade) in [("GET", "websocket"), ("POST", "SPDY/3.1")] {
@@ -80,7 +80,7 @@ async fn upgrades_carry_bytes_both_ways_with_half_close() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_refused_upgrade_is_a_complete_error() {
     let mut world = World::connected().await;
     let headers = [("x-remote-user", "alice"), ("connection", "Upgrade"), ("upgrade", "websocket")];
@@ -96,7 +96,7 @@ async fn a_refused_upgrade_is_a_complete_error() {
     assert_eq!(response.status(), 400);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_childs_redirect_is_a_bad_gateway() {
     let mut world = World::connected().await;
     for location in ["", "?/api/v1"] {
@@ -108,7 +108,7 @@ async fn a_childs_redirect_is_a_bad_gateway() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_cluster_that_is_unknown_and_one_that_is_forbidden_answer_alike() {
     let mut world = World::connected().await;
     let forbidden = world.get(Wire::H2, "bob", &format!("{BASE}/c1/proxy/direct/api")).await;
@@ -122,7 +122,7 @@ async fn a_cluster_that_is_unknown_and_one_that_is_forbidden_answer_alike() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn nobody_but_the_aggregator_is_believed() {
     let mut world = World::connected().await;
     let stranger =
@@ -144,7 +144,7 @@ async fn nobody_but_the_aggregator_is_believed() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn discovery_needs_neither_tunnel_nor_authorizer() {
     let mut world = World::start().await;
     world.parent.rule(|_| None);
@@ -158,7 +158,7 @@ async fn discovery_needs_neither_tunnel_nor_authorizer() {
     assert_eq!(text(head).await, "");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_offline_cluster_is_not_worth_a_retry_and_a_lost_one_is() {
     let mut world = World::start().await;
     let offline = world.get(Wire::H1, "alice", &format!("{BASE}/c1/proxy/direct/api")).await;
@@ -172,7 +172,7 @@ async fn an_offline_cluster_is_not_worth_a_retry_and_a_lost_one_is() {
     assert_eq!((lost.status().as_u16(), &lost.headers()["retry-after"]), (503, &"1".parse().unwrap()));
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn only_the_clusters_own_agent_opens_its_tunnel() {
     let mut world = World::start().await;
     world.parent.rule(|spec| Some(spec["user"] != "mallory"));
@@ -193,7 +193,7 @@ async fn only_the_clusters_own_agent_opens_its_tunnel() {
     assert_eq!(attach(&mut world, AGENT, "c1").await, 503);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_thousand_groups_arrive() {
     let mut world = World::connected().await;
     for wire in [Wire::H1, Wire::H2] {
@@ -210,7 +210,7 @@ async fn a_thousand_groups_arrive() {
     assert_eq!(asked.last().unwrap()["groups"].as_array().unwrap().len(), 1_001);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_orderly_end_finishes_what_is_open() {
     let mut world = World::connected().await;
     let stream = TokioIo::new(world.dial(Some(world.aggregator()), Wire::H1).await);
@@ -234,7 +234,7 @@ async fn an_orderly_end_finishes_what_is_open() {
     assert!(sender.ready().await.is_err(), "the connection takes no further request");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn the_config_map_is_followed() {
     let parent = FakeParent::start(|_| Some(true)).await;
     let (front_proxy, readiness, stop) =

@@ -103,7 +103,7 @@ fn direct(path: &str) -> String {
     format!("{BASE}/c1/proxy/direct/{path}")
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whichever_replica_is_asked_the_child_sees_the_same_request() {
     let mut fleet = Fleet::start(3).await.connect(1).await;
     let mut seen = Vec::new();
@@ -126,7 +126,7 @@ async fn whichever_replica_is_asked_the_child_sees_the_same_request() {
     assert_eq!([counted(0), counted(1), counted(2)], [(0, 2, 0), (2, 0, 4), (0, 2, 0)]);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn watches_uploads_and_shells_cross_a_hop() {
     let mut fleet = Fleet::start(2).await.connect(1).await;
     let world = &mut fleet.worlds[0];
@@ -159,7 +159,7 @@ async fn watches_uploads_and_shells_cross_a_hop() {
     assert_eq!(head.status(), 200);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn shutting_a_cluster_out_where_its_tunnel_is_cuts_what_came_over_a_hop() {
     let mut fleet = Fleet::start(2).await.connect(1).await;
     let mut watch = fleet.worlds[0].get(Wire::H2, "alice", &direct("watch?watch=true")).await;
@@ -175,7 +175,7 @@ async fn shutting_a_cluster_out_where_its_tunnel_is_cuts_what_came_over_a_hop() 
     assert!(end.unwrap().is_err(), "a body that was cut never ends cleanly");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whoever_believes_wrongly_is_told_and_nothing_crosses_a_second_hop() {
     let mut fleet = Fleet::strangers(3).await;
     // hub-0 knows hub-1 alone; hub-1 knows hub-2, which holds the tunnel.
@@ -199,7 +199,7 @@ async fn whoever_believes_wrongly_is_told_and_nothing_crosses_a_second_hop() {
     assert_eq!(fleet.worlds[1].get(Wire::H2, "alice", &direct("api")).await.status(), 200);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn what_a_replica_did_not_take_goes_another_way() {
     let mut fleet = Fleet::start(3).await.connect(2).await;
     let mut stale = 0;
@@ -212,7 +212,7 @@ async fn what_a_replica_did_not_take_goes_another_way() {
     assert!(stale > 0, "hub-1 was never asked");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_replica_that_dies_is_noticed_at_once_and_its_clusters_are_expected_back() {
     let mut fleet = Fleet::start(2).await.connect(1).await;
     let mut watch = fleet.worlds[0].get(Wire::H2, "alice", &direct("watch?watch=true")).await;
@@ -242,7 +242,7 @@ async fn carry_until(listener: TcpListener, to: SocketAddr, silent: Arc<Notify>)
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_replica_that_falls_silent_is_noticed_within_seconds() {
     let mut fleet = Fleet::strangers(2).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -260,7 +260,7 @@ async fn a_replica_that_falls_silent_is_noticed_within_seconds() {
     assert_eq!(fleet.worlds[0].get(Wire::H2, "alice", &direct("api")).await.status(), 503);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_replica_that_stops_finishes_what_it_carries_and_gets_nothing_new() {
     let mut fleet = Fleet::start(2).await.connect(1).await;
     let mut watch = fleet.worlds[0].get(Wire::H2, "alice", &direct("watch?watch=true")).await;
@@ -274,7 +274,7 @@ async fn a_replica_that_stops_finishes_what_it_carries_and_gets_nothing_new() {
     assert!(tokio::time::timeout(SOON, watch.frame()).await.unwrap().unwrap().is_err());
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_watch_over_a_hop_ends_between_two_events_when_the_replica_with_the_tunnel_stops() {
     let watched = async |request: Request<Incoming>| {
         if request.uri().authority().unwrap() == names::AUTHORITY_AGENT {
@@ -311,7 +311,7 @@ async fn knock(address: SocketAddr, config: ClientConfig, name: &str) -> Option<
     sender.send_request(request).await.ok().map(|answer| answer.status().as_u16())
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whoever_is_no_replica_gets_nothing() {
     let fleet = Fleet::start(2).await.connect(1).await;
     let (world, address) = (&fleet.worlds[0], fleet.places["hub-1"]);
@@ -342,7 +342,7 @@ async fn whoever_is_no_replica_gets_nothing() {
     assert_eq!(knock(address, without, name).await, None, "nobody");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn what_replicas_ask_each_other_is_not_there_at_the_front_doors() {
     let mut fleet = Fleet::start(2).await.connect(1).await;
     for path in ["/peer/presence", "/peer/conflict"] {
@@ -355,7 +355,7 @@ async fn what_replicas_ask_each_other_is_not_there_at_the_front_doors() {
     assert_eq!(fleet.worlds[1].hub.metrics.relayed.get(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_child_cannot_speak_for_a_replica() {
     let lying = async |_| {
         let mut answer = Response::new(whole("it is me".to_owned()));
@@ -369,7 +369,7 @@ async fn a_child_cannot_speak_for_a_replica() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_copy_of_an_agent_is_refused_at_another_replica_and_shown_where_the_first_one_is() {
     let mut fleet = Fleet::start(2).await.connect(1).await;
     let dial = async |world: &mut World, instance: &str| {
@@ -389,7 +389,7 @@ async fn a_copy_of_an_agent_is_refused_at_another_replica_and_shown_where_the_fi
     assert!(dial(&mut fleet.worlds[0], "agent-1").await, "the same agent may be at both");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_successor_is_let_in_at_whichever_replica_it_comes_to() {
     let naming = async |request: Request<Incoming>| {
         let body = match request.uri().path() {
@@ -421,7 +421,7 @@ async fn a_successor_is_let_in_at_whichever_replica_it_comes_to() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_successor_that_came_to_another_replica_cuts_nothing_here_and_a_stranger_does() {
     let naming = async |request: Request<Incoming>| {
         let named = match request.uri().path() {
@@ -454,7 +454,7 @@ async fn a_successor_that_came_to_another_replica_cuts_nothing_here_and_a_strang
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_agent_learns_how_many_replicas_there_are() {
     let mut fleet = Fleet::start(3).await;
     let mut request = ask("GET", &format!("{BASE}/c1/attach"), &[("x-remote-user", AGENT)]);

@@ -13,7 +13,7 @@ impl World {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_former_name_is_told_to_whoever_may_use_the_cluster_and_to_nobody_else() {
     let mut world = World::connected().await;
     for name in ["alice", "mallory"] {

@@ -22,7 +22,7 @@ async fn closed_after(
     took
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_silent_stranger_is_closed_in_time() {
     let world = World::start().await;
     let tcp = async || TcpStream::connect(world.address).await.unwrap();
@@ -47,7 +47,7 @@ async fn a_silent_stranger_is_closed_in_time() {
     assert_eq!(world.hub.metrics.connections.get(), 0, "none is counted any more");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_head_that_comes_byte_by_byte_is_cut_off() {
     let world = World::start().await;
     let head = b"GET /livez HTTP/1.1\r\nHost: hub\r\nX-Long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -82,7 +82,7 @@ async fn a_head_that_comes_byte_by_byte_is_cut_off() {
     assert!((9..=11).contains(&took), "the second head: {took} s");
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn a_body_that_never_comes_holds_nobody_up() {
     let (mut world, recorder) = World::recorded().await;
     let request = format!(

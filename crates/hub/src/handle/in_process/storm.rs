@@ -70,7 +70,7 @@ impl World {
     }
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn agents_that_come_together_are_all_let_in_a_few_at_a_time_and_probes_are_answered_meanwhile() {
     let openings = Openings::new(3, AGENTS);
     let setup = Setup { openings, handshakes: Handshakes::new(2, AGENTS), ..Setup::default() };
@@ -102,7 +102,7 @@ async fn agents_that_come_together_are_all_let_in_a_few_at_a_time_and_probes_are
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_agent_that_finds_no_room_is_told_when_to_come_again_and_nobody_else_notices() {
     let setup = Setup { openings: Openings::new(1, 0), ..Setup::default() };
     let mut world = World::for_agents(setup).await.connect().await;
@@ -130,7 +130,7 @@ async fn an_agent_that_finds_no_room_is_told_when_to_come_again_and_nobody_else_
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn more_handshakes_than_may_wait_are_closed_at_once_and_the_other_door_has_a_queue_of_its_own() {
     let mut world = World::start_with(Setup { handshakes: Handshakes::new(1, 1), ..Setup::default() }).await;
     let hub = Arc::clone(&world.hub);
@@ -152,7 +152,7 @@ async fn more_handshakes_than_may_wait_are_closed_at_once_and_the_other_door_has
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn whoever_is_silent_or_stops_half_way_through_a_handshake_takes_nobodys_turn() {
     let mut world = World::start_with(Setup { handshakes: Handshakes::new(1, 1), ..Setup::default() }).await;
     let config = ClientConfig::builder().with_root_certificates(world.roots.clone()).with_no_client_auth();
@@ -180,7 +180,7 @@ async fn whoever_is_silent_or_stops_half_way_through_a_handshake_takes_nobodys_t
     world.close().await;
 }
 
-#[tokio::test]
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
 async fn an_agent_that_comes_before_the_clusters_are_known_waits_for_them_and_is_not_refused() {
     let mut world = World::for_agents(Setup { starting: true, ..Setup::default() }).await;
     let hub = Arc::clone(&world.hub);
