@@ -140,7 +140,7 @@ async fn connection(socket: TcpStream, address: SocketAddr, tls: &PeerTls, hub: 
     }
 }
 
-fn http2(streams: &TaskTracker) -> http2::Builder<Tracked> {
+pub(crate) fn http2(streams: &TaskTracker) -> http2::Builder<Tracked> {
     let mut builder = http2::Builder::new(Tracked::new(streams.clone()));
     builder
         .timer(TokioTimer::new())
@@ -155,7 +155,8 @@ fn http2(streams: &TaskTracker) -> http2::Builder<Tracked> {
     builder
 }
 
-async fn answer(hub: &Arc<Hub>, request: Request<Incoming>) -> Response<Body> {
+/// Answers another replica.
+pub(crate) async fn answer(hub: &Arc<Hub>, request: Request<Incoming>) -> Response<Body> {
     let authority = request.uri().authority().map(http::uri::Authority::as_str);
     match (authority, request.method(), request.uri().path()) {
         (Some(AUTHORITY_KUBERNETES), _, _) => {
@@ -323,8 +324,12 @@ async fn conflict(hub: &Arc<Hub>, request: &Request<Incoming>) -> Response<Body>
         return refusal(hub, Refused::Malformed);
     };
     let mut answer = Response::new(empty());
-    // It is noted here, as if the other one had come here.
-    let named = hub.tunnels.admit(&id, agent).is_ok() || accept::settle(hub, &id, agent).await;
+    let serves = hub.tunnels.get(&id).is_some_and(|live| live.hello.instance == agent);
+    // It is noted here, as if the other one had come here. A place that has become free names nobody: another process may
+    // take it before that one dials again.
+    let is_free = hub.tunnels.admit(&id, agent).is_ok();
+    let named =
+        serves || hub.tunnels.is_successor(&id, agent) || !is_free && accept::settle(hub, &id, agent).await;
     if named && let Some(agent) = request.headers().get(AGENT) {
         answer.headers_mut().insert(AGENT, agent.clone());
     }
