@@ -149,6 +149,15 @@ impl Authz {
         Ok(held.into_iter().filter(|(_, held)| *held).map(|(role, _)| role).collect())
     }
 
+    /// Makes these the answers of the parent, for as long as answers are remembered; all others are forgotten.
+    #[cfg(test)]
+    pub(crate) async fn know(&self, answers: impl IntoIterator<Item = (Arc<Identity>, Action, bool)>) {
+        self.known.invalidate_all();
+        for (who, action, allowed) in answers {
+            self.known.insert(Question { who, action }, allowed).await;
+        }
+    }
+
     async fn ask(&self, question: &Question) -> Result<bool, Refusal> {
         let answer = match tokio::time::timeout(TIMEOUT, self.ask_in_turn(question)).await {
             Ok(answer) => answer.map_err(|error| reason(&error)),

@@ -62,6 +62,7 @@ mod peers;
 mod raw;
 mod recorder;
 mod renamed;
+mod simulation;
 mod slow;
 mod storm;
 

@@ -19,6 +19,7 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::backoff::Backoff;
 use runtime::stop::Stop;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -141,6 +142,16 @@ impl Link {
     }
 }
 
+/// One connection to a replica over memory, until it ends and has finished what it carried.
+#[cfg(test)]
+pub(crate) async fn keep(hub: &Arc<Hub>, instance: &str, stream: tokio::io::DuplexStream) {
+    let mut finishing = JoinSet::new();
+    if let Ok(Ok(open)) = timeout(CONNECT, greet(instance, stream)).await {
+        let _ = carry(hub, open, &mut finishing).await;
+    }
+    finishing.join_all().await;
+}
+
 /// RFC 9113 section 8.7: after these two the other end has not processed the request.
 fn failed(error: hyper::Error) -> SendError {
     let http2 = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>());
@@ -237,6 +248,14 @@ async fn open(tls: &PeerTls, instance: &str, address: SocketAddr) -> Result<Open
     let socket = TcpStream::connect(address).await.map_err(LinkError::Connect)?;
     tune(&socket).map_err(LinkError::Connect)?;
     let stream = TlsConnector::from(tls.client()).connect(name, socket).await.map_err(LinkError::Connect)?;
+    greet(instance, stream).await
+}
+
+/// Begins to speak with a replica that has shown who it is.
+async fn greet<S>(instance: &str, stream: S) -> Result<Open, LinkError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let streams = Streams::default();
     let (sender, connection) =
         http2(streams.clone()).handshake(TokioIo::new(stream)).await.map_err(LinkError::Http2)?;
