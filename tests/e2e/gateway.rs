@@ -216,9 +216,17 @@ pub(crate) async fn an_agent_opens_its_tunnel_at_a_gateway_whose_certificate_the
         Ok(())
     })
     .await?;
+    // Until then the agent before it, which knows no gateway, still knocks at the parent.
+    wait_until("the agent to be alone", Duration::from_secs(90), async || {
+        let listed = world.child().kubectl().ok(&["-n", SYSTEM, "get", "pods", "-o", "name"]).await?;
+        let agents = listed.lines().filter(|line| line.starts_with("pod/clusternet-agent-")).count();
+        ensure!(agents == 1, "{listed}");
+        Ok(())
+    })
+    .await?;
     let attached = |world: &World| {
         let events = world.parent().plane.audit_events()?;
-        // When it is asked for: the tunnel of the process before may end meanwhile.
+        // When it is asked for: a tunnel of before may end meanwhile.
         let attach = |event: &&Value| {
             event["stage"] == "RequestReceived"
                 && event["requestURI"].as_str().unwrap_or_default().ends_with("/attach")
