@@ -73,10 +73,14 @@ fn every_flag_has_a_value_in_its_chart() -> Result<()> {
     for (chart, sources, templates) in [
         (
             "towline-hub",
-            &["crates/hub/src/config.rs", "crates/hub/src/limits.rs"][..],
+            &["crates/hub/src/config.rs", "crates/hub/src/limits.rs", "crates/runtime/src/traces.rs"][..],
             "charts/towline-hub/templates/_environment.tpl",
         ),
-        ("towline-agent", &["crates/agent/src/config.rs"], "charts/towline-agent/templates/_helpers.tpl"),
+        (
+            "towline-agent",
+            &["crates/agent/src/config.rs", "crates/runtime/src/traces.rs"],
+            "charts/towline-agent/templates/_helpers.tpl",
+        ),
     ] {
         let template = read(templates)?;
         let checks = read(&format!("charts/{chart}/templates/_checks.tpl"))?;

@@ -94,7 +94,7 @@ the value's path, why, and what to do.
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
-{{- $flags := dict "admin-listen" "bindAddress" "kube-apiserver" "kubeAPIServer" "tunnels" "tunnels" "threads" "threads" "log-format" "log.format" "log-filter" "log.filter" "registration-dir" "registration" -}}
+{{- $flags := dict "admin-listen" "bindAddress" "kube-apiserver" "kubeAPIServer" "tunnels" "tunnels" "threads" "threads" "tracing-endpoint" "tracing.endpoint" "tracing-sampling-rate-per-million" "tracing.samplingRatePerMillion" "log-format" "log.format" "log-filter" "log.filter" "registration-dir" "registration" -}}
 {{- range $v.extraArgs -}}
 {{- $flag := regexReplaceAll "=.*" (trimPrefix "--" .) "" -}}
 {{- with get $flags $flag -}}

@@ -80,6 +80,8 @@ seccompProfile: {type: RuntimeDefault}
       (list "TOWLINE_KUBE_APISERVER" .Values.kubeAPIServer)
       (list "TOWLINE_TUNNELS" .Values.tunnels)
       (list "TOWLINE_THREADS" .Values.threads)
+      (list "TOWLINE_TRACING_ENDPOINT" .Values.tracing.endpoint)
+      (list "TOWLINE_TRACING_SAMPLING_RATE_PER_MILLION" .Values.tracing.samplingRatePerMillion)
       (list "TOWLINE_LOG_FORMAT" .Values.log.format)
       (list "TOWLINE_LOG_FILTER" .Values.log.filter)
       (list "HTTPS_PROXY" .Values.proxy.url)

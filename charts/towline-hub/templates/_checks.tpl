@@ -141,7 +141,7 @@ value's path, why, and what to do. The hub checks its own flags again when it st
       "gateway-url" "gateway.url" "gateway-ca-file" "gateway.ca" "gateway-domain" "gateway.domain" "max-credential-ttl" "maxCredentialTTL"
       "public-url" "publicURL" "intranet-url" "intranetURL" "parent-ca-file" "parentCA" "agent-image" "agentImage"
       "map-service-accounts" "mapServiceAccounts" "agents-use-gateway" "gateway.forAgents" "max-invitation-ttl" "maxInvitationTTL" "shutdown-delay" "shutdown.delay"
-      "shutdown-grace" "shutdown.grace" "audit-log" "audit.log" "log-format" "log.format" "log-filter" "log.filter"
+      "shutdown-grace" "shutdown.grace" "audit-log" "audit.log" "tracing-endpoint" "tracing.endpoint" "tracing-sampling-rate-per-million" "tracing.samplingRatePerMillion" "log-format" "log.format" "log-filter" "log.filter"
       "max-in-flight" "limits.maxInFlight" "max-in-flight-per-user" "limits.maxInFlightPerUser" "max-in-flight-per-cluster" "limits.maxInFlightPerCluster"
       "max-rate-per-user" "limits.maxRatePerUser" "max-rate-per-cluster" "limits.maxRatePerCluster" "max-header-bytes" "limits.maxHeaderBytes"
       "max-header-lines" "limits.maxHeaderLines" "request-head-timeout" "limits.requestHeadTimeout" "answer-timeout" "limits.answerTimeout"

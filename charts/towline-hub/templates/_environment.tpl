@@ -14,6 +14,8 @@ runs is in its file instead, below.
       (list "MAX_CREDENTIAL_TTL" .Values.maxCredentialTTL)
       (list "AUDIT_LOG" (eq .Values.audit.log "-" | ternary "" .Values.audit.log))
       (list "LOG_FORMAT" .Values.log.format)
+      (list "TRACING_ENDPOINT" .Values.tracing.endpoint)
+      (list "TRACING_SAMPLING_RATE_PER_MILLION" .Values.tracing.samplingRatePerMillion)
       (list "MAX_IN_FLIGHT" .Values.limits.maxInFlight) -}}
 {{- if .Values.bindAddress -}}
 {{- $env = append $env (list "LISTEN" (include "towline-hub.listen" (dict "address" .Values.bindAddress "port" 8443))) -}}

@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use runtime::listen::bind;
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
+use runtime::traces::Traces;
 use tokio::task::JoinSet;
 
 use crate::account::{Account, Bearer};
-use crate::config::Settings;
+use crate::config::{PROGRAM, Settings};
 use crate::credentials::Credentials;
 use crate::dial::seats::Seats;
 use crate::dial::{CHECK_CREDENTIALS, CHECK_TUNNEL, Dialer};
@@ -43,16 +44,18 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     let impersonator = Arc::new(Impersonator::new(agent.clone()));
     let credentials = Arc::new(Credentials::new(agent.clone(), &settings.instance));
     let policy = Arc::new(InForce::unread().counting(metrics.clone()));
-    let service = Arc::new(Service::new(
+    let mut service = Service::new(
         upstream,
         Arc::clone(&impersonator),
         Reporter::new(agent.clone(), Arc::clone(&impersonator), Arc::clone(&policy)),
         Arc::clone(&credentials),
         metrics,
         Arc::clone(&policy),
-    ));
+    );
+    service.traces = Traces::start(settings.tracing.as_ref(), PROGRAM, &settings.instance)?;
+    let service = Arc::new(service);
     let dialer = Dialer {
-        service,
+        service: Arc::clone(&service),
         credentials,
         registration_dir: settings.registration_dir,
         proxy: settings.proxy,
@@ -91,6 +94,7 @@ pub async fn run(settings: Settings, stop: Stop) -> anyhow::Result<()> {
     while let Some(ended) = parts.join_next().await {
         ended.map_err(|_| failed("a part of the agent panicked while stopping"))?;
     }
+    service.traces.end().await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use http::{Method, Uri};
 use runtime::config::{Effective, Source};
 use runtime::logs::Format;
+use runtime::traces;
 
 use crate::limits::MAX_TUNNELS;
 use crate::policy::check::{How, Question};
@@ -150,6 +151,9 @@ pub struct Flags {
     /// Threads; 1 gives the shortest latency
     #[arg(long, env = "TOWLINE_THREADS", default_value = "1")]
     pub threads: String,
+    /// Where traces go.
+    #[command(flatten)]
+    pub tracing: traces::Flags,
     /// text or json
     #[arg(long, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
     pub log_format: String,
@@ -274,6 +278,8 @@ pub struct Settings {
     pub threads: usize,
     /// How the parent is reached.
     pub proxy: Proxy,
+    /// Where traces go, if anywhere.
+    pub tracing: Option<traces::Settings>,
     /// Form of the log.
     pub log_format: Format,
     /// Content of the log.
@@ -346,6 +352,7 @@ impl Settings {
         {
             note("HTTPS_PROXY", why.to_owned());
         }
+        let tracing = flags.tracing.check(&mut mistakes);
         match (admin_listen, apiserver, log_format, threads.zip(tunnels), mistakes.is_empty()) {
             (Ok(admin_listen), Ok(apiserver), Ok(log_format), Some((threads, tunnels)), true) => Ok(Self {
                 registration_dir: flags.registration_dir,
@@ -361,6 +368,7 @@ impl Settings {
                     https: environment.https_proxy.clone(),
                     no: environment.no_proxy.clone().unwrap_or_default(),
                 },
+                tracing,
                 log_format,
                 log_filter: flags.log_filter,
                 effective: Effective::default(),

@@ -16,6 +16,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use runtime::stop::Stop;
+use runtime::traces::{Span, Traces};
 use runtime::watch::{Events, ending_between};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -50,6 +51,8 @@ pub struct Service {
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) metrics: Metrics,
     pub(crate) policy: Arc<InForce>,
+    /// How long requests took here.
+    pub(crate) traces: Traces,
     /// Upgraded streams, which outlive the answer that began them.
     pub(crate) tasks: Tasks,
     /// Set off when this process stops.
@@ -79,6 +82,7 @@ impl Service {
             credentials,
             metrics,
             policy,
+            traces: Traces::default(),
             tasks: Tasks::default(),
             stopping: Stop::new(),
             succeeded: Stop::new(),
@@ -89,11 +93,15 @@ impl Service {
     }
 
     /// Answers one request. `leave` is set off when the hub says that it goes away.
-    pub async fn answer(self: Arc<Self>, leave: Stop, request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer(self: Arc<Self>, leave: Stop, mut request: Request<Incoming>) -> Response<Body> {
         let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
         let to_head = request.method() == Method::HEAD;
+        let mut span = Span::default();
         let answer = match authority.as_deref() {
-            Some(AUTHORITY_KUBERNETES) => self.kubernetes(request).await,
+            Some(AUTHORITY_KUBERNETES) => {
+                span = self.traces.begin("kubernetes", request.headers_mut());
+                self.kubernetes(request).await
+            }
             Some(AUTHORITY_AGENT) => Box::pin(self.control(&leave, request)).await,
             _ => Err(Status::new(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -108,7 +116,8 @@ impl Service {
             if to_head { refusal.map(|_| full(Bytes::new())) } else { refusal }
         });
         self.metrics.answered(answer.status(), answer.headers().contains_key(HEADER_AGENT_ERROR));
-        answer
+        span.answered(answer.status());
+        if span.is_kept() { answer.map(|body| holding(body, span)) } else { answer }
     }
 
     async fn kubernetes(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {

@@ -16,6 +16,7 @@ use runtime::listen::bind;
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
 use runtime::tls::ServingCert;
+use runtime::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,6 +25,7 @@ use tokio::time::timeout;
 use crate::audit::{self, Audit};
 use crate::authn::{Door, front_proxy};
 use crate::certificates::peer::PeerTls;
+use crate::config::line::PROGRAM;
 use crate::config::{PeerAddresses, Settings, read_certificates, read_pair};
 use crate::control::{self, Control, leader};
 use crate::handle::Hub;
@@ -241,7 +243,9 @@ fn hub(
     let events =
         usize::try_from(limits.in_flight).unwrap_or(usize::MAX).saturating_add(listen::MAX_CONNECTIONS);
     let (audit, writer) = Audit::start(&settings.audit_log, events, metrics.audit_lost.clone())?;
+    let traces = Traces::start(settings.tracing.as_ref(), PROGRAM, &settings.hub_id)?;
     let mut hub = Hub::new(client, settings, readiness, (metrics, registry), audit);
+    hub.traces = traces;
     hub.phases.stopping = stop;
     Ok((hub, writer))
 }
@@ -260,6 +264,7 @@ impl Bound {
             }
         }
         // The last events are written when nobody is left who could open another.
+        self.hub.traces.end().await;
         drop(self.hub);
         if let Some(writer) = self.audit {
             let end = tokio::task::spawn_blocking(move || writer.join().is_ok());

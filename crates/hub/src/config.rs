@@ -11,6 +11,7 @@ use clap::{ArgAction, Parser};
 use runtime::config::{Effective, Source, switch};
 use runtime::files::read_small;
 use runtime::logs::{self, Format};
+use runtime::traces;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
@@ -134,6 +135,8 @@ pub struct Config {
     audit_log: String,
     #[command(flatten)]
     limits: limits::Flags,
+    #[command(flatten)]
+    tracing: traces::Flags,
     /// text or json.
     #[arg(long, env = "TOWLINE_LOG_FORMAT", default_value = "text")]
     log_format: String,
@@ -177,6 +180,8 @@ pub struct Settings {
     pub audit_log: audit::Target,
     /// What bounds a caller.
     pub limits: Limits,
+    /// Where traces go, if anywhere.
+    pub tracing: Option<traces::Settings>,
     /// How a log line looks.
     pub log_format: Format,
     /// What is logged.
@@ -230,6 +235,7 @@ impl Default for Settings {
             shutdown_grace: Duration::from_secs(15),
             audit_log: audit::Target::Stdout,
             limits: Limits::default(),
+            tracing: None,
             log_format: Format::Text,
             log_filter: "info".to_owned(),
             effective: Effective::default(),
@@ -255,6 +261,7 @@ impl Config {
                 path => audit::Target::File(path.into()),
             },
             limits: self.limits.check(&mut wrong),
+            tracing: self.tracing.check(&mut wrong),
             log_filter: self.log_filter,
             ..Settings::default()
         };

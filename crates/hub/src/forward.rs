@@ -23,7 +23,6 @@ use tunnel_proto::names::AUTHORITY_KUBERNETES;
 use tunnel_proto::upgrade::tunnel_uri;
 use tunnel_proto::{Body, SendError};
 
-use crate::audit::Event;
 use crate::authn::Peer;
 use crate::body::{RequestBody, ResponseBody};
 use crate::catalog::Cluster;
@@ -36,6 +35,7 @@ use crate::refusal::Refusal;
 use crate::request_info::{Proxied, is_watch};
 use crate::route::{self, Target};
 use crate::shares::Place;
+use crate::told::Told;
 
 pub mod headers;
 mod upgrade;
@@ -65,7 +65,7 @@ pub(crate) async fn send(
     authorized: Authorized,
     request: Request<Incoming>,
     audit_id: &HeaderValue,
-    event: &mut Event,
+    told: &mut Told,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let Authorized { proxied, child, grant, user } = authorized;
     let (cluster, target) = route::find(
@@ -78,7 +78,7 @@ pub(crate) async fn send(
         Timestamp::now(),
     )?;
     let name = cluster.name.as_str();
-    event.child(&cluster, child.user());
+    told.child(&cluster, child.user());
     let mut stay = Stay::begin(hub, name, grant, user)?;
     let mut outbound = headers::request(
         request.headers(),
@@ -88,11 +88,11 @@ pub(crate) async fn send(
     );
     let upgrade = upgrade::wanted(&request)?;
     if upgrade.is_some() || proxied.deadline.is_none() || proxied.verb != "get" {
-        event.received();
+        told.event.received();
     }
     if let Some(protocol) = upgrade {
         headers::add_upgrade(request.headers(), &mut outbound);
-        return upgrade::send(hub, target, &cluster, proxied, protocol, outbound, request, stay, event).await;
+        return upgrade::send(hub, target, &cluster, proxied, protocol, outbound, request, stay, told).await;
     }
 
     let (parts, body) = request.into_parts();
@@ -130,13 +130,12 @@ pub(crate) fn ends_with_its_head(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// What an open request holds until its body has ended or its streams are closed: its places, its event in the audit
-/// log, and the right to stay.
+/// What an open request holds until its body has ended or its streams are closed: its places, what is told of it, and the right to stay.
 pub struct Stay {
     hub: Arc<Hub>,
     _counted: InFlight,
     _places: [Place; 2],
-    event: Event,
+    told: Told,
     grant: Option<Grant>,
     /// Made when the body is first waited for: most answers are there at once, and need no timer.
     lost: Option<BoxFuture<'static, ()>>,
@@ -164,16 +163,16 @@ impl Stay {
             hub: Arc::clone(hub),
             _counted: counted,
             _places: [user, cluster],
-            event: Event::default(),
+            told: Told::default(),
             grant: Some(grant),
             lost: None,
             watch: None,
         })
     }
 
-    /// Gives it the event to close.
-    pub(crate) fn keep(&mut self, event: Event) {
-        self.event = event;
+    /// Gives it what to end.
+    pub(crate) fn keep(&mut self, told: Told) {
+        self.told = told;
     }
 
     /// Ready when the caller may not stay any longer, with what to tell them.
@@ -215,18 +214,18 @@ impl Stay {
     /// This hub ends it.
     pub(crate) fn ended(&mut self, reason: &'static str, told: &'static str) {
         self.hub.metrics.stream_ended(reason);
-        self.event.ended(told);
+        self.told.event.ended(told);
     }
 
     /// Tunnel or child ended it before its time.
     pub(crate) fn broke(&mut self) {
-        self.event.ended("the connection to the cluster broke");
+        self.told.event.ended("the connection to the cluster broke");
     }
 }
 
 impl std::fmt::Debug for Stay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stay").field("event", &self.event).finish_non_exhaustive()
+        f.debug_struct("Stay").field("event", &self.told.event).finish_non_exhaustive()
     }
 }
 

@@ -27,6 +27,7 @@ use crate::issued::Issued;
 use crate::join::one_time;
 use crate::refusal::Refusal;
 use crate::request_info::{self, Proxied, RequestInfo};
+use crate::told::Told;
 use crate::tunnels::accept;
 
 pub mod address;
@@ -100,8 +101,7 @@ pub(crate) async fn decide(
     peer: &Peer,
     request: Request<Incoming>,
     id: &http::HeaderValue,
-    kind: &mut &'static str,
-    event: &mut Event,
+    told: &mut Told,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
     let verb = request_info::verb(request.method())?;
@@ -111,15 +111,15 @@ pub(crate) async fn decide(
     let domain = hub.settings.gateway.as_ref().and_then(|gateway| gateway.domain.as_deref());
     let address = address::read(uri, headers, request.version(), domain)?;
     if let Address::Connect(cluster) = address {
-        *kind = "attach";
-        return Box::pin(connect(hub, peer, cluster, request, id, event)).await;
+        told.kind = "attach";
+        return Box::pin(connect(hub, peer, cluster, request, id, &mut told.event)).await;
     }
     if let Address::Manifest(shown) = &address {
-        *kind = "manifest";
-        return Box::pin(manifest(hub, peer, shown, &request, id, event)).await;
+        told.kind = "manifest";
+        return Box::pin(manifest(hub, peer, shown, &request, id, &mut told.event)).await;
     }
     if address == Address::Bare && is_health(uri.path()) && !bearer::is_shown(headers) {
-        *kind = "health";
+        told.kind = "health";
         return handle::health(hub, &request);
     }
     let from = peer.address.ip();
@@ -130,10 +130,10 @@ pub(crate) async fn decide(
     if let (Address::Bare, path @ (METRICS | CONFIGZ), Ok(Shown::Parents(token))) =
         (&address, uri.path(), &shown)
     {
-        *kind = if path == METRICS { "metrics" } else { "configz" };
+        told.kind = if path == METRICS { "metrics" } else { "configz" };
         return own_state(hub, verb, token, &request, from).await;
     }
-    *kind = "proxy";
+    told.kind = "proxy";
     // An unknown name is asked about like any other: the same question, the same time, the same answer.
     let (name, target, spelt) = match (address, &shown) {
         (Address::Path(name, target), _) => (Some(name.clone()), target, Spelt::Path(name)),
@@ -161,11 +161,11 @@ pub(crate) async fn decide(
     // Whoever shows nothing leaves no line: there is nobody to name, and no limit on how often they come.
     let shown = shown?;
     let info = RequestInfo::Proxy(proxied.clone());
-    *event = handle::open_event(hub, peer, &request, id, &info)?;
-    let (who, standing) = identify(hub, shown, from, headers, &proxied.cluster, event).await?;
+    told.event = handle::open_event(hub, peer, &request, id, &info)?;
+    let (who, standing) = identify(hub, shown, from, headers, &proxied.cluster, &mut told.event).await?;
     let answer = match formerly {
         Some(now) => Err(renamed(hub, &who, &proxied, &now).await),
-        None => handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, event).await,
+        None => handle::proxy(hub, peer, &who, Some(standing), proxied, request, id, told).await,
     };
     answer.map_err(|refusal| {
         // By the name that was asked for: the id would tell that the cluster exists.

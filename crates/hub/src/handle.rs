@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use runtime::admin;
 use runtime::readiness::Readiness;
 use runtime::stop::Stop;
+use runtime::traces::Traces;
 use rustls_pki_types::UnixTime;
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +46,7 @@ use crate::refusal::Refusal;
 use crate::request_info::{Proxied, RequestInfo};
 use crate::running::Running;
 use crate::shares::Shares;
+use crate::told::Told;
 use crate::tunnels::{Tunnels, accept};
 
 /// Largest body of an invitation or registration; the largest honest one is a few KiB. Costs that much per
@@ -103,6 +105,8 @@ pub struct Hub {
     pub metrics: Metrics,
     /// `/metrics`
     pub registry: Arc<Registry>,
+    /// How long requests took, and where.
+    pub traces: Traces,
     /// The configuration at the start.
     pub settings: Arc<Settings>,
     /// Connections at the doors, until they end or become a tunnel or a stream.
@@ -153,27 +157,28 @@ impl Hub {
             readiness,
             metrics,
             registry,
+            traces: Traces::default(),
             settings,
         }
     }
 }
 
 /// Answers any request, and never fails: what cannot be done is answered with why.
-pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn answer(hub: &Arc<Hub>, peer: &Peer, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let method = request.method().clone();
     let upgrading = request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
     // The parent's, where it sends one: it ties the lines of parent, hub and child together.
     let id = headers::audit_id(request.headers()).unwrap_or_else(new_audit_id);
-    let (mut kind, mut event) = ("unknown", Event::default());
+    let mut told = Told::new(hub.traces.begin("request", request.headers_mut()), &id);
     let decided = match peer.door {
-        Door::Aggregated => decide(hub, peer, request, &id, &mut kind, &mut event).await,
-        Door::Gateway => Box::pin(gateway::decide(hub, peer, request, &id, &mut kind, &mut event)).await,
+        Door::Aggregated => decide(hub, peer, request, &id, &mut told).await,
+        Door::Gateway => Box::pin(gateway::decide(hub, peer, request, &id, &mut told)).await,
     };
     let mut response = match decided {
         Ok(response) => response,
         Err(refusal) => {
             hub.metrics.refused(refusal.label());
-            tracing::debug!(request_id = ?id, peer = %peer.address, kind, reason = refusal.label(), "refused: {refusal}");
+            tracing::debug!(request_id = ?id, peer = %peer.address, kind = told.kind, reason = refusal.label(), "refused: {refusal}");
             let mut response = respond(&refusal.to_status());
             if peer.door == Door::Gateway && response.status() == StatusCode::UNAUTHORIZED {
                 // RFC 9110 section 11.6.1 wants it with every 401; at the first door there is no scheme to name.
@@ -191,11 +196,11 @@ pub async fn answer(hub: &Arc<Hub>, peer: &Peer, request: Request<Incoming>) -> 
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let verb = crate::request_info::verb(&method).unwrap_or("other");
-    hub.metrics.answered(kind, verb, response.status());
-    tracing::debug!(request_id = ?id, peer = %peer.address, kind, verb, code = response.status().as_u16(), "answered");
-    event.answered(response.status());
+    hub.metrics.answered(told.kind, verb, response.status());
+    tracing::debug!(request_id = ?id, peer = %peer.address, kind = told.kind, verb, code = response.status().as_u16(), "answered");
+    told.answered(&method, response.status());
     if let ResponseBody::Child(_, stay) = response.body_mut() {
-        stay.keep(event);
+        stay.keep(told);
     }
     response.headers_mut().insert(headers::AUDIT_ID, id);
     response
@@ -207,19 +212,18 @@ async fn decide(
     peer: &Peer,
     request: Request<Incoming>,
     id: &HeaderValue,
-    kind: &mut &'static str,
-    event: &mut Event,
+    told: &mut Told,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
     let info = RequestInfo::parse(request.method(), uri, headers, request.version())?;
-    *kind = info.kind();
+    told.kind = info.kind();
     authn::refuse_forged_headers(headers)?;
     if info == RequestInfo::Health {
         return health(hub, &request);
     }
-    *event = open_event(hub, peer, &request, id, &info)?;
+    told.event = open_event(hub, peer, &request, id, &info)?;
     let who = authn::identify(&hub.front_proxy, peer, headers, now())?;
-    event.who(&who);
+    told.event.who(&who);
     match info {
         // For whoever the parent has authenticated, without a question to its authorizer: they are constants,
         // and must be there when the authorizer is not.
@@ -240,7 +244,7 @@ async fn decide(
             let _turn = accept::turn(hub).await?;
             Box::pin(accept::attach(hub, &who, cluster, None, request)).await
         }
-        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, None, proxied, request, id, event).await,
+        RequestInfo::Proxy(proxied) => proxy(hub, peer, &who, None, proxied, request, id, told).await,
         RequestInfo::Invite => {
             let body = Box::pin(may_create(hub, &who, "clusterinvitations", request)).await?;
             Box::pin(hub.join.invite(&who, &body)).await.map(|object| created(&object))
@@ -275,7 +279,7 @@ pub(crate) async fn proxy(
     proxied: Proxied,
     request: Request<Incoming>,
     id: &HeaderValue,
-    event: &mut Event,
+    told: &mut Told,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let share = |full| Refusal::share_used_up(&format!("user {:?}", who.user()), full);
     let user = hub.users.take(who.user()).map_err(share)?;
@@ -286,7 +290,7 @@ pub(crate) async fn proxy(
         Some(issued) => issued.child(&grant.roles, map)?,
         None => mapping::to_child(who, &grant.roles, map)?,
     };
-    forward::send(hub, peer, Authorized { proxied, child, grant, user }, request, id, event).await
+    forward::send(hub, peer, Authorized { proxied, child, grant, user }, request, id, told).await
 }
 
 /// Begins the line in the audit log of what reaches a cluster, or makes one. Documents, health and metrics have none.

@@ -37,4 +37,5 @@ mod rewatch;
 pub mod route;
 pub mod running;
 pub mod shares;
+pub mod told;
 pub mod tunnels;

@@ -1,5 +1,5 @@
 //! What any process of ours needs and nothing else: its [`config`], small [`files`], no core [`dumps`], logs, a port to
-//! [`listen`] on, the end ([`stop`]), [`readiness`], the [`admin`] endpoint, the serving certificate ([`tls`]), [`backoff`],
+//! [`listen`] on, the end ([`stop`]), [`readiness`], the [`admin`] endpoint, the serving certificate ([`tls`]), [`traces`], [`backoff`],
 //! and where a [`watch`] may end.
 
 pub mod admin;
@@ -12,4 +12,5 @@ pub mod logs;
 pub mod readiness;
 pub mod stop;
 pub mod tls;
+pub mod traces;
 pub mod watch;

@@ -181,6 +181,7 @@ pub async fn run(first: usize, count: usize, at: SocketAddr, directory: &Path) -
             tunnels: 1,
             threads: 1,
             proxy: Proxy::default(),
+            tracing: None,
             log_format: Format::Text,
             log_filter: "warn".to_owned(),
             effective: Effective::default(),

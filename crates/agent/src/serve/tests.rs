@@ -7,6 +7,7 @@ use http::Uri;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use runtime::readiness::Readiness;
+use runtime::traces;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::timeout;
@@ -14,11 +15,14 @@ use tunnel_proto::hub_side::{Tunnel, accept};
 use tunnel_proto::upgrade::{connect_request, tunnel_uri};
 use tunnel_proto::{Hello, UpgradeProtocol, Welcome, agent_side};
 
+use self::collector::Collector;
 use super::*;
 use crate::account::{Account, Bearer};
 use crate::policy::{Policy, Preset};
 use crate::testing::{Child, Server};
 
+#[path = "../../../runtime/src/traces/collector.rs"]
+mod collector;
 mod evil_hub;
 mod floods;
 mod identity;
@@ -52,6 +56,10 @@ impl World {
     }
 
     async fn governed(child: Child, policy: InForce) -> Self {
+        Self::traced(child, policy, Traces::default()).await
+    }
+
+    async fn traced(child: Child, policy: InForce, traces: Traces) -> Self {
         let server = child.serve().await;
         let upstream = Arc::new(Upstream::new(&server.address(), server.ca_file()).unwrap());
         let token = Bearer::File(server.scratch.file("token", "agent-token\n"));
@@ -62,14 +70,16 @@ impl World {
         let held = Credential { token: crate::testing::secret("old"), expires: jiff::Timestamp::UNIX_EPOCH };
         credentials.store(held, "https://parent").await.unwrap();
         let policy = Arc::new(policy);
-        let service = Arc::new(Service::new(
+        let mut service = Service::new(
             upstream,
             Arc::clone(&impersonator),
             Reporter::new(agent, Arc::clone(&impersonator), Arc::clone(&policy)),
             credentials,
             Metrics::new().0,
             policy,
-        ));
+        );
+        service.traces = traces;
+        let service = Arc::new(service);
         let tasks = Tasks::default();
         let (leave, readiness) = (Stop::new(), Readiness::new(&[crate::tokens::CHECK]));
         let checks = readiness.clone();
@@ -173,6 +183,30 @@ async fn the_child_is_asked_as_the_person_with_the_powerless_accounts_token() {
     assert_eq!(seen.all("audit-id"), ["a-1"]);
     assert_eq!(seen.all("content-length"), ["5"]);
     assert!(seen.all("x-remote-user").is_empty() && seen.all(IDENTITY_HEADER).is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_with_a_collector_is_a_step_of_the_trace() {
+    let collector = Collector::start().await;
+    let settings = traces::Settings::new(&collector.endpoint, 0).unwrap();
+    let traces = Traces::start(Some(&settings), "towline-agent", "pod-1").unwrap();
+    let policy = InForce::fixed(Policy::of(Preset::Admin));
+    let world = World::traced(Child::new(&[]), policy, traces).await;
+    let (trace, hub) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    for (flags, goes_on) in [("00", true), ("01", false)] {
+        let mut asked = request(Method::GET, "/api/v1/secrets", Some(&alice(&[])));
+        let parent = format!("00-{trace}-{hub}-{flags}");
+        asked.headers_mut().insert("traceparent", parent.parse().unwrap());
+        assert_eq!(world.send(asked).await.status(), 200);
+        let last = world.child.seen.lock().unwrap().last().unwrap().clone();
+        let seen = last.all("traceparent");
+        assert_eq!(seen.len(), 1);
+        assert!(seen[0].starts_with(&format!("00-{trace}-")), "{seen:?}");
+        assert_eq!(seen[0] == parent, goes_on, "{seen:?}");
+    }
+    world.service.traces.end().await;
+    assert!(collector.has("towline-agent") && collector.has("http.response.status_code"));
+    assert!(!collector.has("alice") && !collector.has("secrets"));
 }
 
 #[tokio::test]

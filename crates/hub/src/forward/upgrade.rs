@@ -20,7 +20,6 @@ use tunnel_proto::names::AUTHORITY_KUBERNETES;
 use tunnel_proto::upgrade::{connect_request, switching_protocols, tunnel_uri};
 
 use super::{Stay, empty, exchange, pass_on};
-use crate::audit::Event;
 use crate::body::ResponseBody;
 use crate::catalog::Cluster;
 use crate::handle::Hub;
@@ -28,6 +27,7 @@ use crate::metrics::InFlight;
 use crate::refusal::Refusal;
 use crate::request_info::Proxied;
 use crate::route::Target;
+use crate::told::Told;
 
 /// Buffer of one direction of an open stream; two of them are 64 KiB per exec.
 const BUFFER: usize = 32 * 1024;
@@ -85,7 +85,7 @@ pub(super) async fn send(
     outbound: HeaderMap,
     mut request: Request<Incoming>,
     mut stay: Stay,
-    event: &mut Event,
+    told: &mut Told,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let name = cluster.name.as_str();
     let uri = tunnel_uri(AUTHORITY_KUBERNETES, proxied.target)
@@ -107,8 +107,8 @@ pub(super) async fn send(
     }
     let child = hyper::upgrade::on(&mut answer);
     let caller = hyper::upgrade::on(&mut request);
-    event.answered(StatusCode::SWITCHING_PROTOCOLS);
-    stay.keep(event.take());
+    told.answered(request.method(), StatusCode::SWITCHING_PROTOCOLS);
+    stay.keep(told.take());
     hub.streams.spawn(carry(Arc::clone(hub), name.to_owned(), caller, child, stay));
     Ok(switching_protocols(protocol, answer.headers(), ResponseBody::empty()))
 }

@@ -17,6 +17,7 @@ use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::ExtendedKeyUsagePurpose;
 use runtime::tls::ServingCert;
+use runtime::traces::Traces;
 use rustls::ClientConfig;
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -94,6 +95,7 @@ struct Setup {
     starting: bool,
     /// The parent's objects, invitations among them, where a test needs any.
     objects: Option<Client>,
+    traces: Traces,
     /// The name of this replica.
     hub_id: &'static str,
 }
@@ -109,6 +111,7 @@ impl Default for Setup {
             openings: Openings::default(),
             starting: false,
             objects: None,
+            traces: Traces::default(),
             hub_id: "towline-hub",
         }
     }
@@ -171,7 +174,7 @@ impl World {
             Hub::new(parent.client(), Arc::new(settings), readiness, (metrics, registry), setup.audit);
         (hub.authz, hub.started) = (authz, Timestamp::UNIX_EPOCH);
         hub.places = setup.places.unwrap_or(hub.places);
-        hub.handshakes = setup.handshakes;
+        (hub.handshakes, hub.traces) = (setup.handshakes, setup.traces);
         hub.tunnels = Arc::new(Tunnels::opening(setup.openings, hub.metrics.clone()));
         if let Some(objects) = setup.objects {
             hub.join = Join::new(objects, Arc::clone(&hub.settings), Arc::clone(&hub.catalog));

@@ -1,7 +1,13 @@
 //! What the parent's kube-apiserver demands of an extension apiserver, check by check: the ones of
 //! `docs/conformance.md` that are shown nowhere else.
 
+use runtime::traces;
+
+use self::collector::Collector;
 use super::*;
+
+#[path = "../../../../runtime/src/traces/collector.rs"]
+mod collector;
 
 impl World {
     /// One HTTP/2 connection of the aggregator, for several requests.
@@ -149,6 +155,31 @@ async fn a_trace_context_crosses_as_it_came() {
         for (name, value) in trace {
             assert_eq!(seen[0].headers[name], value, "{name}");
         }
+    }
+}
+
+#[tokio::test(crate = "crate::handle::in_process::leaks")]
+async fn a_hub_with_a_collector_is_a_step_of_the_trace_and_tells_no_name_of_a_person() {
+    let collector = Collector::start().await;
+    let settings = traces::Settings::new(&collector.endpoint, 0).unwrap();
+    let traces = Traces::start(Some(&settings), "towline-hub", "hub-1").unwrap();
+    let (mut world, recorder) = World::recorded_with(Setup { traces, ..Setup::default() }).await;
+    let (trace, caller) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    let parent = format!("00-{trace}-{caller}-01");
+    let headers = [("x-remote-user", "alice"), ("x-remote-group", "dev"), ("traceparent", parent.as_str())];
+    let path = format!("{BASE}/c1/proxy/direct/api/v1/secrets?fieldSelector=hunter2");
+    let response = world.send(Wire::H2, ask("GET", &path, &headers)).await;
+    assert_eq!(response.status(), 200);
+    let _ = text(response).await;
+    let seen = world.seen(&recorder).await;
+    let onward = seen[0].headers["traceparent"].to_str().unwrap().to_owned();
+    assert!(onward.starts_with(&format!("00-{trace}-")) && !onward.contains(caller), "{onward}");
+    world.hub.traces.end().await;
+    for told in ["towline-hub", "GET proxy", "k8s.cluster.uid", "http.response.status_code"] {
+        assert!(collector.has(told), "{told}");
+    }
+    for secret in ["alice", "dev", "secrets", "hunter2"] {
+        assert!(!collector.has(secret), "{secret}");
     }
 }
 

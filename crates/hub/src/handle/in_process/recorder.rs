@@ -144,9 +144,14 @@ impl Recorder {
 impl World {
     /// With an agent whose child is a recorder.
     pub(super) async fn recorded() -> (Self, Recorder) {
+        Self::recorded_with(Setup::default()).await
+    }
+
+    /// The same with a hub that is set up otherwise.
+    pub(super) async fn recorded_with(setup: Setup) -> (Self, Recorder) {
         let recorder = Recorder::default();
         let child = recorder.clone();
-        let world = Self::connected_to(move |request| child.answer(request)).await;
+        let world = Self::start_with(setup).await.connect_to(move |request| child.answer(request)).await;
         (world, recorder)
     }
 
