@@ -8,6 +8,7 @@ mod harmless;
 mod identity;
 mod joining;
 mod kubeconfigs;
+mod leaks;
 mod objects;
 mod seats;
 mod streams;
@@ -67,6 +68,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 harmless::the_parent_stays_well,
                 harmless::the_parent_stays_well_while_a_tunnel_is_saturated,
                 streams::the_long_watch_has_seen_every_event,
+                leaks::what_was_open_leaves_no_descriptor_in_hub_or_agent,
                 seats::a_bare_socket_as_old_agents_dial_it_is_refused_and_says_what_to_do,
                 seats::four_hundred_tunnels_take_no_seat_from_others_in_the_parent,
                 faults::a_killed_agent_ends_what_was_open_and_is_back_within_seconds,
