@@ -47,7 +47,7 @@ use child::{Checker, Child};
 use plan::{Ask, Kind, Leaves, Plan, Sort};
 
 /// Seeds of each kind, when the environment does not say otherwise.
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 1_000;
 /// Longer than anything here takes, in virtual time.
 const FOR_EVER: Duration = Duration::from_secs(3_600);
 

@@ -35,7 +35,7 @@ use fleet::{Fleet, Hop, id};
 use plan::{Ask, CLUSTERS, Event, Kind, Plan, TROUBLE, USERS, may_use, role_of};
 
 /// Seeds, when the environment does not say otherwise.
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 500;
 /// Runs at once.
 const WORKERS: usize = 2;
 /// Longest time of a request: the deadline of a short one, with its margin, twice, because it may go two ways.
