@@ -164,8 +164,9 @@ pub(crate) async fn an_older_helm_installs_the_hub_again_and_every_cluster_is_ba
 pub(crate) async fn what_an_uninstall_leaves_goes_as_written(stage: &mut Stage) -> Outcome {
     stage.cli(&["unregister", CHILD, "--yes"]).await?;
     stage.helm(Helm::Three, &stage.child, &["uninstall", "towline-agent"]).await?;
-    let child = stage.child.kubectl().clone().with_time_limit(SOON);
-    child.ok(&["delete", "namespace", SYSTEM, "--timeout=80s"]).await?;
+    // A kubelet 1.20 that is told of a pod's end while it starts it looks at that pod again a minute and a half later.
+    let child = stage.child.kubectl().clone().with_time_limit(2 * SOON);
+    child.ok(&["delete", "namespace", SYSTEM, "--timeout=150s"]).await?;
     no_namespace_is_stuck(&child).await?;
 
     uninstall_hub(stage, Helm::Three).await?;
