@@ -1,13 +1,13 @@
 //! The agent's end of a tunnel: it says hello, then answers what the hub asks over HTTP/2. The hub may be
 //! hostile: what it asks for is for the caller to judge; here it can only make its own tunnel end.
 
-use std::{convert::Infallible, fmt, future::Future, pin::pin};
+use std::{convert::Infallible, fmt, future::Future, pin::pin, time::Duration};
 
 use hyper::{Request, Response, body::Incoming, server::conn::http2::Builder, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -18,7 +18,7 @@ use crate::{
     limits::{
         CLOSE_WAIT, CONNECTION_WINDOW, DRAIN_MAX, HELLO_MAX, HELLO_TIMEOUT, KEEP_ALIVE_INTERVAL,
         KEEP_ALIVE_TIMEOUT, MAX_FRAME_SIZE, MAX_HEADER_LIST, MAX_PENDING_RESETS, MAX_STREAMS, SEND_BUFFER,
-        STREAM_WINDOW,
+        stream_window,
     },
     tasks::{Starter, Tasks},
     websocket::{Side, WebSocketIo},
@@ -32,6 +32,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A tunnel on which the hub is about to ask.
 pub struct Connection<S> {
     io: WebSocketIo<S>,
+    round_trip: Duration,
 }
 
 /// Opens a tunnel on an upgraded connection: says `hello`, reads the welcome, and waits until the hub has
@@ -46,7 +47,7 @@ where
     let mut io = WebSocketIo::new(io, Side::Agent).await;
     let greeted = timeout(HELLO_TIMEOUT, greet(&mut io, hello)).await;
     match greeted {
-        Ok(Ok(welcome)) => Ok((welcome, Connection { io })),
+        Ok(Ok((welcome, round_trip))) => Ok((welcome, Connection { io, round_trip })),
         Ok(Err(error)) => {
             io.close_at_once(CloseCode::Policy, "hello failed");
             Err(error)
@@ -90,7 +91,8 @@ where
             let answered = answer(request);
             async { Ok::<_, Infallible>(answered.await.map(Gathered::new)) }
         });
-        let mut connection = pin!(http2(tasks.starter()).serve_connection(TokioIo::new(self.io), service));
+        let http2 = http2(tasks.starter(), self.round_trip);
+        let mut connection = pin!(http2.serve_connection(TokioIo::new(self.io), service));
         tokio::select! {
             biased;
             served = connection.as_mut() => return served.map_err(ended),
@@ -108,13 +110,15 @@ impl<S> fmt::Debug for Connection<S> {
     }
 }
 
-/// Says hello and reads the answer.
+/// Says hello and reads the answer, which the hub gives at once: the time it took is a round trip.
 async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut WebSocketIo<S>,
     hello: &Hello,
-) -> Result<Welcome, TunnelError> {
+) -> Result<(Welcome, Duration), TunnelError> {
     io.send(hello.encode().map_err(TunnelError::Hello)?).await.map_err(TunnelError::Stream)?;
+    let sent = Instant::now();
     let message = io.receive(HELLO_MAX).await.map_err(TunnelError::Stream)?;
+    let round_trip = sent.elapsed();
     let Some(message) = message else { return Err(TunnelError::ClosedInHello) };
     let welcome = parse_answer(hello, &message).map_err(TunnelError::Hello)?.map_err(TunnelError::Refused)?;
     // Keep-alive starts with HTTP/2. A hub that dies between its welcome and its preface would otherwise
@@ -122,16 +126,16 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     if !io.begins_with(PREFACE).await.map_err(TunnelError::Stream)? {
         return Err(TunnelError::NotHttp2);
     }
-    Ok(welcome)
+    Ok((welcome, round_trip))
 }
 
 /// The settings of the agent; SPEC.md lists them beside those of the hub.
-fn http2(starter: Starter) -> Builder<Starter> {
+fn http2(starter: Starter, round_trip: Duration) -> Builder<Starter> {
     let mut builder = Builder::new(starter);
     builder
         .timer(TokioTimer::new())
         // Never `adaptive_window`: it would make the window of the connection that of one stream.
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(stream_window(round_trip))
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)

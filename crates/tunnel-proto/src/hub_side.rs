@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::{
@@ -21,7 +22,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -30,7 +31,7 @@ use crate::{
     hello::{Hello, HelloRefusal, Welcome},
     limits::{
         CONNECTION_WINDOW, DRAIN_MAX, HELLO_MAX, HELLO_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-        MAX_FRAME_SIZE, MAX_HEADER_LIST, MAX_QUEUED, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW,
+        MAX_FRAME_SIZE, MAX_HEADER_LIST, MAX_QUEUED, MAX_STREAMS, SEND_BUFFER, stream_window,
     },
     tasks::{Starter, Tasks},
     websocket::{Side, WebSocketIo},
@@ -70,11 +71,11 @@ where
         io.close_at_once(CloseCode::Policy, "no hello in time");
         return Err(TunnelError::HelloTimeout);
     };
-    let hello = greeted?;
+    let (hello, round_trip) = greeted?;
     io.begin();
 
     let (tasks, fault) = (Tasks::default(), io.fault());
-    let handshake = http2(tasks.starter()).handshake(TokioIo::new(io)).await;
+    let handshake = http2(tasks.starter(), round_trip).handshake(TokioIo::new(io)).await;
     let (sender, connection) = handshake.map_err(|error| TunnelError::from_http2(error, &fault))?;
     let tunnel = Tunnel { sender: Arc::new(Mutex::new(Some(sender))), queued: Arc::new(AtomicUsize::new(0)) };
     Ok((hello, tunnel, TunnelDriver(Box::pin(drive(connection, tasks, fault)))))
@@ -141,12 +142,14 @@ impl fmt::Debug for TunnelDriver {
     }
 }
 
-/// Reads the hello and answers it.
+/// Reads the hello and answers it. It is the agent's answer to the 101 that was just sent, so the time it took is a round trip.
 async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut WebSocketIo<S>,
     check: impl FnOnce(&Hello) -> Result<Welcome, HelloRefusal>,
-) -> Result<Hello, TunnelError> {
+) -> Result<(Hello, Duration), TunnelError> {
+    let begun = Instant::now();
     let message = io.receive(HELLO_MAX).await.map_err(TunnelError::Stream)?;
+    let round_trip = begun.elapsed();
     let Some(message) = message else { return Err(TunnelError::ClosedInHello) };
     let hello = match Hello::parse(&message) {
         Ok(hello) => hello,
@@ -163,7 +166,7 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     io.send(welcome).await.map_err(TunnelError::Stream)?;
-    Ok(hello)
+    Ok((hello, round_trip))
 }
 
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
@@ -191,12 +194,12 @@ where
 }
 
 /// The settings of the hub; SPEC.md lists them beside those of the agent.
-fn http2(starter: Starter) -> Builder<Starter> {
+fn http2(starter: Starter, round_trip: Duration) -> Builder<Starter> {
     let mut builder = Builder::new(starter);
     builder
         .timer(TokioTimer::new())
         // Never `adaptive_window`: it would make the window of the connection that of one stream.
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(stream_window(round_trip))
         .initial_connection_window_size(CONNECTION_WINDOW)
         // Version 1 fixes what the agent allows, so there is no need to wait for its SETTINGS.
         .initial_max_send_streams(MAX_STREAMS as usize)

@@ -45,11 +45,16 @@ pub const WRITE_STALL: Duration = Duration::from_secs(20);
 /// find a broken connection instead of the close, and report a failure that was none.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// HTTP/2 window of one stream, both directions. Small enough that a small request waits little behind
-/// a bulk transfer, large enough for 80 Mbit/s at 100 ms. A stream whose reader has stopped holds at
-/// most this: `MAX_STREAMS × STREAM_WINDOW` is the theoretical worst of one tunnel, so whoever accepts
-/// requests has to limit those in flight.
+/// HTTP/2 window of one stream, both directions, on a short way. Small enough that a small request waits little behind a
+/// bulk transfer. A stream whose reader has stopped holds at most its window: `MAX_STREAMS` of them are the theoretical worst
+/// of one tunnel, so whoever accepts requests has to limit those in flight.
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The same on a long way, at most: what [`STREAM_RATE`] needs at 107 ms. So many that are full still leave room in
+/// [`CONNECTION_WINDOW`] for others: 682 streams, against 2,047 of [`STREAM_WINDOW`].
+pub const STREAM_WINDOW_MAX: u32 = 3 * 1024 * 1024;
+/// Bytes a second for which a stream has room in flight, as far as [`STREAM_WINDOW_MAX`] allows. More would make small answers
+/// wait longer on a link that is long and narrow: 50 ms with 100 Mbit/s are full with 0.6 MiB.
+pub const STREAM_RATE: u32 = 28 * 1024 * 1024;
 /// HTTP/2 window of the connection: the largest there is, so that it never binds. If it did, a few
 /// readers that stopped (eight `kubectl logs -f` at 16 MiB) would stop every other stream.
 pub const CONNECTION_WINDOW: u32 = i32::MAX as u32;
@@ -91,3 +96,25 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest time that a tunnel may go on for its open streams after either side has said that it goes.
 /// Callers usually end it sooner, by dropping it at the end of their own grace period.
 pub const DRAIN_MAX: Duration = Duration::from_secs(600);
+
+/// The window of a tunnel's streams, by the time that a hello or its answer took to come: fixed for the life of the tunnel,
+/// because hyper's `adaptive_window` would bind the connection's to it. One who is slow on purpose gets
+/// [`STREAM_WINDOW_MAX`].
+pub fn stream_window(round_trip: Duration) -> u32 {
+    let bytes = round_trip.as_micros() * u128::from(STREAM_RATE) / 1_000_000;
+    u32::try_from(bytes).unwrap_or(STREAM_WINDOW_MAX).clamp(STREAM_WINDOW, STREAM_WINDOW_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_way_has_a_larger_window_within_bounds() {
+        let window = |millis| stream_window(Duration::from_millis(millis));
+        assert_eq!([window(0), window(35)], [STREAM_WINDOW; 2]);
+        assert_eq!(window(50), STREAM_RATE / 20);
+        assert_eq!([window(108), window(10_000)], [STREAM_WINDOW_MAX; 2]);
+        assert_eq!(stream_window(Duration::MAX), STREAM_WINDOW_MAX);
+    }
+}

@@ -1,13 +1,13 @@
 //! Hello and welcome, and what follows them on the wire.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use futures::SinkExt as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, advance};
 use tokio_tungstenite::tungstenite::Message;
 use tunnel_proto::{
     HelloRefusal, RefusalReason, StreamFault, TunnelError, agent_side, hub_side,
-    limits::{HELLO_MAX, HELLO_TIMEOUT},
+    limits::{HELLO_MAX, HELLO_TIMEOUT, STREAM_WINDOW, stream_window},
 };
 
 use crate::harness::{close_code, fake_agent, fake_hub, greeted_by_fake_agent, hello, next_binary, welcome};
@@ -39,6 +39,50 @@ async fn the_hub_begins_http2_with_these_bytes() {
             "7fff0000",                                         // to 2^31 - 1
         )
     );
+}
+
+/// The window in the SETTINGS at which these bytes begin (RFC 9113 section 6.5).
+fn window(settings: &[u8]) -> u32 {
+    let mut entries = settings[9..9 + usize::from(settings[2])].chunks_exact(6);
+    let window = entries.find(|entry| entry[..2] == [0, 4]).unwrap();
+    u32::from_be_bytes(window[2..].try_into().unwrap())
+}
+
+#[tokio::test(crate = "crate::leaks", start_paused = true)]
+async fn a_long_way_has_larger_windows_on_both_sides() {
+    let way = Duration::from_millis(100);
+    let wanted = stream_window(way);
+    assert!(wanted > 2 * STREAM_WINDOW);
+
+    let (hub, mut agent) = fake_agent(64 * 1024).await;
+    let late = async {
+        advance(way).await;
+        agent.send(Message::binary(hello().encode().unwrap())).await.unwrap();
+        next_binary(&mut agent).await;
+    };
+    let (accepted, ()) = tokio::join!(hub_side::accept(hub, welcome), late);
+    let (_hello, _tunnel, driver) = accepted.unwrap();
+    let first = tokio::select! {
+        ended = driver => panic!("{ended:?}"),
+        first = next_binary(&mut agent) => first,
+    };
+    assert_eq!(window(&first[24..]), wanted, "the hub's, after its preface");
+
+    let (agent, mut hub) = fake_hub(64 * 1024).await;
+    let hello = hello();
+    let late = async {
+        next_binary(&mut hub).await;
+        advance(way).await;
+        hub.send(Message::binary(welcome(&hello).unwrap().encode().unwrap())).await.unwrap();
+        hub.send(Message::binary(first)).await.unwrap();
+    };
+    let (connected, ()) = tokio::join!(agent_side::connect(agent, &hello), late);
+    let serving = connected.unwrap().1.serve(|_| std::future::pending(), std::future::pending());
+    let settings = tokio::select! {
+        ended = serving => panic!("{ended:?}"),
+        settings = next_binary(&mut hub) => settings,
+    };
+    assert_eq!(window(&settings), wanted, "the agent's");
 }
 
 #[tokio::test(crate = "crate::leaks", start_paused = true)]
