@@ -5,10 +5,11 @@
 //!   on a direct tunnel, are two of them
 //! - [`peer`]: other tunnels, plugged in by a command
 //! - [`load`]: the client that measures; [`ways`]: what is compared, in turns
-//! - [`loopback`], [`links`], [`watches`], [`exec`], [`people`]: the sections; [`idle`]: tunnels in bulk
+//! - [`loopback`], [`links`], [`watches`], [`exec`], [`apiserver`], [`people`]: the sections; [`idle`]: tunnels in bulk
 //! - [`usage`], [`machine`]: what the operating system says of a process, and of itself
 //! - [`statistics`], [`report`], [`plot`]: from rounds to tables, JSON and plots
 
+pub mod apiserver;
 pub mod backend;
 pub mod direct_agent;
 pub mod exec;

@@ -112,7 +112,7 @@ impl Link {
             Ok(TcpStream::connect(to_hub).await.map(drop)?)
         })
         .await?;
-        let agent = stage.tunnel(&format!("bench-agent-{n}"), n, to_hub).await?;
+        let agent = stage.tunnel(&format!("bench-agent-{n}"), n, to_hub, stage.fake()).await?;
         let ways = vec![
             Way::new("no_tunnel", "no tunnel", stage.child().clone().at(to_child), Vec::new()).await?,
             Way::new("direct_tunnel", "tunnel", stage.cluster(&idle::cluster_id(n), "bench"), Vec::new())

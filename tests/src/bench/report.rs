@@ -80,6 +80,11 @@ impl Grid {
         self.rows.push(Row { key: key.into(), title: title.into(), digits, cells });
     }
 
+    /// Adds these lines of another grid with the same columns.
+    pub fn take(&mut self, other: Self, keys: &[&str]) {
+        self.rows.extend(other.rows.into_iter().filter(|row| keys.contains(&row.key.as_str())));
+    }
+
     /// Everything, by the keys of row and column.
     #[must_use]
     pub fn json(&self) -> Value {

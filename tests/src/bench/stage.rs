@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -34,6 +35,7 @@ pub const CHILD_KEY: &str = "child.key";
 pub const CHILD_CA: &str = "child-ca.crt";
 /// The agent's token there.
 pub const TOKEN: &str = "token";
+const AGENT_YAML: &str = "agent.yaml";
 const HUB_CA: &str = "hub-ca.crt";
 const FRONT_CERTIFICATE: &str = "front-proxy-client.crt";
 const FRONT_KEY: &str = "front-proxy-client.key";
@@ -52,12 +54,22 @@ pub struct Stage {
     hub: Option<Process>,
     parent: Parent,
     towline: Towline,
-    directory: PathBuf,
     hub_address: SocketAddr,
-    child_address: SocketAddr,
+    fake: Child,
     child: Target,
     front: Target,
     scratch: Scratch,
+}
+
+/// What an agent serves, as it finds it.
+#[derive(Debug)]
+pub struct Child {
+    /// Its kube-apiserver.
+    pub address: SocketAddr,
+    /// Where its CA and the agent's token there are, with what the agent needs for the hub.
+    pub directory: PathBuf,
+    /// A path below which 1 KiB are.
+    pub small: &'static str,
 }
 
 /// A file of the directory.
@@ -133,13 +145,13 @@ impl Stage {
             parent,
             towline,
             front: front(hub_address, &directory)?,
-            directory,
             hub_address,
-            child_address,
+            fake: Child { address: child_address, directory, small: "/bench/small" },
             child,
             scratch,
         };
-        stage.direct_agent = Some(stage.tunnel("bench-agent", DIRECT, stage.hub_address).await?);
+        stage.direct_agent =
+            Some(stage.tunnel("bench-agent", DIRECT, stage.hub_address, stage.fake()).await?);
         Ok(stage)
     }
 
@@ -154,10 +166,10 @@ impl Stage {
         let hub = world::start_hub(&self.scratch, &self.towline, &self.parent, port).await?;
         pin(hub.pid(), Part::Hub)?;
         self.hub = Some(hub);
-        self.direct_agent = Some(self.tunnel("bench-agent", DIRECT, self.hub_address).await?);
+        self.direct_agent = Some(self.tunnel("bench-agent", DIRECT, self.hub_address, self.fake()).await?);
         let through = self.cluster(backend::CLUSTER_ID, "bench");
         wait_until("the agent to be back", Duration::from_secs(60), async || {
-            Client::connect(&through).await?.get("/bench/small").await.map(drop)
+            Client::connect(&through).await?.small().await.map(drop)
         })
         .await
     }
@@ -167,7 +179,7 @@ impl Stage {
     /// # Errors
     /// One cannot be reached.
     pub async fn ways(&self) -> Result<Vec<Way>> {
-        let (hub, parent) = (Whose::Process(self.hub_pid()), self.parent_roles()?);
+        let (hub, parent) = (Whose::Process(self.hub_pid()), vec![("parent", self.parent_role()?)]);
         let direct = self.direct_agent.as_ref().context("no agent")?.pid();
         let roles = |agent: u32| vec![("hub", hub), ("agent", Whose::Process(agent))];
         let mut ways = vec![
@@ -193,10 +205,13 @@ impl Stage {
         Ok(ways)
     }
 
-    fn parent_roles(&self) -> Result<Vec<(&'static str, Whose)>> {
+    /// The parent's kube-apiserver.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn parent_role(&self) -> Result<Whose> {
         let port = self.parent.plane.port();
-        let pid = listener(port)?.with_context(|| format!("nobody listens at port {port}"))?;
-        Ok(vec![("parent", Whose::Process(pid))])
+        Ok(Whose::Process(listener(port)?.with_context(|| format!("nobody listens at port {port}"))?))
     }
 
     /// An agent of the nth cluster in a process of its own, with a tunnel to the hub at this address; a link may be in
@@ -204,20 +219,20 @@ impl Stage {
     ///
     /// # Errors
     /// No tunnel.
-    pub async fn tunnel(&self, name: &str, n: usize, hub: SocketAddr) -> Result<Process> {
+    pub async fn tunnel(&self, name: &str, n: usize, hub: SocketAddr, child: &Child) -> Result<Process> {
         // The hub's watch has to see the cluster first; once one tunnel was let in, the next is too.
         wait_until("the hub to know the clusters", Duration::from_secs(60), async || {
             idle::connect(&self.front, n, &mut JoinSet::new()).await.map(drop)
         })
         .await?;
-        let [n_text, hub, child] = [n.to_string(), hub.to_string(), self.child_address.to_string()];
+        let [n_text, hub, address] = [n.to_string(), hub.to_string(), child.address.to_string()];
         let process =
-            itself(name, ["agent", &n_text, &hub, &child], &self.directory)?.start(&self.scratch)?;
+            itself(name, ["agent", &n_text, &hub, &address], &child.directory)?.start(&self.scratch)?;
         pin(process.pid(), Part::Agent)?;
-        let through = self.cluster(&idle::cluster_id(n), "bench");
+        let through = self.cluster(&idle::cluster_id(n), "bench").asking(child.small);
         wait_until("the direct tunnel", Duration::from_secs(30), async || {
             process.check()?;
-            Client::connect(&through).await?.get("/bench/small").await.map(drop)
+            Client::connect(&through).await?.small().await.map(drop)
         })
         .await?;
         Ok(process)
@@ -240,6 +255,45 @@ impl Stage {
     #[must_use]
     pub fn child(&self) -> &Target {
         &self.child
+    }
+
+    /// The parent as a child, whose kube-apiserver is a real one, as an agent finds it; and the same as one finds it who has
+    /// a token.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn parent_as_child(
+        &self,
+        agents_token: &str,
+        token: &str,
+        small: &'static str,
+    ) -> Result<(Child, Target)> {
+        let directory = self.scratch.directory("bench-apiserver")?;
+        for name in [HUB_CA, FRONT_CERTIFICATE, FRONT_KEY] {
+            std::fs::write(directory.join(name), read(&self.fake.directory, name)?)?;
+        }
+        let plane = &self.parent.plane;
+        std::fs::write(directory.join(CHILD_CA), plane.ca_pem())?;
+        std::fs::write(directory.join(TOKEN), agents_token)?;
+        let address = SocketAddr::from((plane.address(), plane.port()));
+        let bearer = HeaderValue::try_from(format!("Bearer {token}"))?;
+        let target = Target::new(address, &plane.address().to_string(), plane.ca_pem(), None)?;
+        let target = target.asking(small).with_header(header::AUTHORIZATION, bearer);
+        Ok((Child { address, directory, small }, target))
+    }
+
+    /// What a person applies in a child.
+    ///
+    /// # Errors
+    /// The file is gone.
+    pub fn agent_yaml(&self) -> Result<String> {
+        read(&self.fake.directory, AGENT_YAML)
+    }
+
+    /// The fake child, as an agent finds it.
+    #[must_use]
+    pub fn fake(&self) -> &Child {
+        &self.fake
     }
 
     /// Where the hub listens.
@@ -277,6 +331,12 @@ impl Stage {
     #[must_use]
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// kubectl as the parent's administrator.
+    #[must_use]
+    pub fn kubectl(&self) -> &Kubectl {
+        self.parent.kubectl()
     }
 
     /// `kubectl towline` and kubectl, both as the parent's administrator.
@@ -341,7 +401,7 @@ async fn write_files(directory: &Path, parent: &Parent, authority: &pki::Authori
 /// So many as the sections that were asked for need.
 fn clusters(options: &Options) -> usize {
     let Size { clusters, tunnels, links, .. } = &options.size;
-    if options.wants("people") { *clusters } else { tunnels + 1 + links.len() }
+    if options.wants("people") { *clusters } else { tunnels + 2 + links.len() }
 }
 
 /// Several commands at once: each waits for one object after the other.
@@ -385,6 +445,7 @@ async fn start_agent(
         .await?;
     let answer: Value = serde_json::from_str(&answer)?;
     let manifest = answer["status"]["manifest"].as_str().context("manifest")?;
+    std::fs::write(directory.join(AGENT_YAML), manifest)?;
     let registration = directory.join("registration");
     std::fs::create_dir_all(&registration)?;
     for (key, value) in world::registration_data(manifest)? {

@@ -19,7 +19,7 @@ use tests::bench::options::{Options, PeerCommand};
 use tests::bench::report::Section;
 use tests::bench::stage::{CHILD_CA, CHILD_CERTIFICATE, CHILD_KEY, Stage, TOKEN, front, read};
 use tests::bench::ways::Way;
-use tests::bench::{backend, direct_agent, exec, links, loopback, peer, people, watches};
+use tests::bench::{apiserver, backend, direct_agent, exec, links, loopback, peer, people, watches};
 use tests::say;
 use tests::towline::repository;
 
@@ -130,6 +130,7 @@ async fn measure(name: &str, stage: &mut Stage, ways: &mut Vec<Way>, options: &O
         // A peer is not asked for upgrades.
         "exec" => exec::exec(&ways[..3], size).await,
         "links" => links::links(stage, size).await,
+        "apiserver" => apiserver::apiserver(stage, size).await,
         _ => {
             let (cli, kubectl) = stage.command_lines();
             people::people(&cli, kubectl, size).await
