@@ -4,6 +4,7 @@
 //! is one hop away ([`crate::peers`]); the request that goes there is the one that would go into a tunnel here.
 
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -92,7 +93,9 @@ pub(crate) async fn send(
     }
     if let Some(protocol) = upgrade {
         headers::add_upgrade(request.headers(), &mut outbound);
-        return upgrade::send(hub, target, &cluster, proxied, protocol, outbound, request, stay, told).await;
+        // Boxed, so that requests without one are not as large.
+        let upgraded = upgrade::send(hub, target, &cluster, proxied, protocol, outbound, request, stay, told);
+        return Box::pin(upgraded).await;
     }
 
     let (parts, body) = request.into_parts();
@@ -106,7 +109,7 @@ pub(crate) async fn send(
         .map_err(|_| Refusal::BadRequest("the path or query is malformed".to_owned()))?;
     *onward.headers_mut() = outbound;
     let deadline = deadline(proxied.deadline, hub.running.limits().answer_timeout);
-    let answer = within(deadline, name, exchange(hub, target, &cluster, onward)).await?;
+    let answer = within(deadline, name, pin!(exchange(hub, target, &cluster, onward))).await?;
     let (mut parts, body) = answer.into_parts();
     let elsewhere =
         spelt.map(|(spelt, asked)| location::take(&spelt, &asked, parts.status, &mut parts.headers));
@@ -267,7 +270,7 @@ fn deadline(asked: Option<Duration>, most: Duration) -> Option<Duration> {
 async fn within<T>(
     deadline: Option<Duration>,
     name: &str,
-    answer: impl Future<Output = Result<T, Refusal>>,
+    answer: Pin<&mut impl Future<Output = Result<T, Refusal>>>,
 ) -> Result<T, Refusal> {
     match deadline {
         None => answer.await,
@@ -419,7 +422,8 @@ mod tests {
         assert_eq!(deadline(None, seconds(60)), None);
 
         let began = tokio::time::Instant::now();
-        let refusal = within(Some(seconds(15)), "edge-1", std::future::pending::<Result<(), _>>()).await;
+        let never = pin!(std::future::pending::<Result<(), _>>());
+        let refusal = within(Some(seconds(15)), "edge-1", never).await;
         assert_eq!(began.elapsed(), seconds(15));
         assert_eq!(refusal.unwrap_err().to_status().code, StatusCode::GATEWAY_TIMEOUT);
     }

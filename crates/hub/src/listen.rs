@@ -171,7 +171,8 @@ async fn connection(
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         let (hub, peer) = (Arc::clone(&hub), Arc::clone(&peer));
-        async move { Ok::<_, Infallible>(handle::answer(&hub, &peer, request).await) }
+        // Boxed: the HTTP library would move its kilobytes from place to place, and keep them for as long as the body lasts.
+        Box::pin(async move { Ok::<_, Infallible>(handle::answer(&hub, &peer, request).await) })
     });
     let io = TokioIo::new(Placed::new(socket, place));
     // Tasks of HTTP/2 streams end with their connection; the tracker only waits for them.

@@ -89,7 +89,8 @@ where
         let ended = |error| TunnelError::from_http2(error, &fault);
         let service = service_fn(move |request| {
             let answered = answer(request);
-            async { Ok::<_, Infallible>(answered.await.map(Gathered::new)) }
+            // Boxed: the HTTP library would keep its room for as long as the body lasts.
+            Box::pin(async { Ok::<_, Infallible>(answered.await.map(Gathered::new)) })
         });
         let http2 = http2(tasks.starter(), self.round_trip);
         let mut connection = pin!(http2.serve_connection(TokioIo::new(self.io), service));

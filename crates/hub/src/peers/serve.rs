@@ -120,7 +120,7 @@ async fn connection(socket: TcpStream, address: SocketAddr, tls: &PeerTls, hub: 
     tracing::info!(peer = instance, %address, "another replica has connected");
     let service = service_fn(|request| {
         let hub = Arc::clone(&hub);
-        async move { Ok::<_, Infallible>(answer(&hub, request).await) }
+        Box::pin(async move { Ok::<_, Infallible>(answer(&hub, request).await) })
     });
     let streams = TaskTracker::new();
     let mut connection = std::pin::pin!(http2(&streams).serve_connection(TokioIo::new(socket), service));
