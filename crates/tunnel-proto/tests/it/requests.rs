@@ -189,7 +189,13 @@ async fn more_requests_than_places_are_given_back_as_busy() {
 
 #[tokio::test(crate = "crate::leaks")]
 async fn a_burst_of_cancelled_requests_does_not_end_the_tunnel() {
-    let world = World::start_on_tcp(|_| std::future::pending()).await;
+    let world = World::start_on_tcp(|request| async move {
+        if request.uri().path() != "/last" {
+            std::future::pending::<()>().await;
+        }
+        Response::new(empty())
+    })
+    .await;
     for turns in 1..20 {
         let mut sent: Vec<_> = (0..200).map(|_| Box::pin(world.tunnel.send(get("/")))).collect();
         for request in &mut sent {
@@ -201,11 +207,9 @@ async fn a_burst_of_cancelled_requests_does_not_end_the_tunnel() {
             tokio::task::yield_now().await;
         }
         drop(sent);
-        for _ in 0..1_000 {
-            tokio::task::yield_now().await;
-        }
+        // Streams are taken up in their order, so all of them have been when this one is answered.
+        assert_eq!(world.tunnel.send(get("/last")).await.unwrap().status(), 200);
     }
-    assert!(!world.tunnel.is_closed());
 }
 
 #[tokio::test(crate = "crate::leaks")]
