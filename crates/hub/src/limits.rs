@@ -9,8 +9,8 @@ use clap::Args;
 
 use crate::config::duration;
 
-/// Requests to children at once, in all. An open one costs about 20 KiB, and 1 to 3 MiB more (a stream window,
-/// larger on a long way) if its reader has stopped; watches count for their whole life.
+/// Requests to children at once, in all. An open one costs about 20 KiB, and a stream window more, 512 KiB to
+/// 3 MiB, if its reader has stopped; watches count for their whole life.
 pub const IN_FLIGHT: u32 = 20_000;
 /// Of these, one user's: a quarter, so that it takes four who misbehave to fill the hub. A controller that watches
 /// 50 kinds in each of 100 clusters fits in exactly.

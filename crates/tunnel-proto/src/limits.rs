@@ -45,16 +45,20 @@ pub const WRITE_STALL: Duration = Duration::from_secs(20);
 /// find a broken connection instead of the close, and report a failure that was none.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// HTTP/2 window of one stream, both directions, on a short way. Small enough that a small request waits little behind a
-/// bulk transfer. A stream whose reader has stopped holds at most its window: `MAX_STREAMS` of them are the theoretical worst
-/// of one tunnel, so whoever accepts requests has to limit those in flight.
-pub const STREAM_WINDOW: u32 = 1024 * 1024;
-/// The same on a long way, at most: what [`STREAM_RATE`] needs at 107 ms. So many that are full still leave room in
-/// [`CONNECTION_WINDOW`] for others: 682 streams, against 2,047 of [`STREAM_WINDOW`].
-pub const STREAM_WINDOW_MAX: u32 = 3 * 1024 * 1024;
-/// Bytes a second for which a stream has room in flight, as far as [`STREAM_WINDOW_MAX`] allows. More would make small answers
-/// wait longer on a link that is long and narrow: 50 ms with 100 Mbit/s are full with 0.6 MiB.
+/// HTTP/2 window of one stream, both directions, on the shortest way. What is under way of a bulk transfer, a small answer
+/// waits for: at 300 MB/s 1 MiB are 3.5 ms. Half of this costs a tenth more CPU for each byte (docs/performance.md). A stream whose reader has stopped holds at most its window:
+/// `MAX_STREAMS` of them are the theoretical worst of one tunnel, so whoever accepts requests has to limit those in flight.
+pub const STREAM_WINDOW: u32 = 512 * 1024;
+/// Bytes a second for which a stream has room in flight on a short way, up to [`STREAM_WINDOW_SHORT`]: 840 Mbit/s.
+pub const STREAM_RATE_SHORT: u32 = 100 * 1024 * 1024;
+/// See [`STREAM_RATE_SHORT`]: enough up to 10 ms, and then until [`STREAM_RATE`] asks for more.
+pub const STREAM_WINDOW_SHORT: u32 = 1024 * 1024;
+/// Bytes a second for which a stream has room in flight on a long way, up to [`STREAM_WINDOW_MAX`]. More would make small
+/// answers wait longer where the way is long and narrow: 50 ms with 100 Mbit/s are full with 0.6 MiB.
 pub const STREAM_RATE: u32 = 28 * 1024 * 1024;
+/// See [`STREAM_RATE`]: what it needs at 107 ms. So many that are full still leave room in [`CONNECTION_WINDOW`] for others:
+/// 682 streams, against 4,095 of [`STREAM_WINDOW`].
+pub const STREAM_WINDOW_MAX: u32 = 3 * 1024 * 1024;
 /// HTTP/2 window of the connection: the largest there is, so that it never binds. If it did, a few
 /// readers that stopped (eight `kubectl logs -f` at 16 MiB) would stop every other stream.
 pub const CONNECTION_WINDOW: u32 = i32::MAX as u32;
@@ -82,7 +86,7 @@ pub const SEND_BUFFER: usize = 2 * MAX_FRAME_SIZE as usize;
 /// each tunnel until it is read, and ends the tunnel when that is used up.
 pub const SMALL_FRAME: usize = 256;
 /// The agent sends at most one such frame of a stream in so long; what comes meanwhile goes with the next one. Nobody who
-/// watches or reads a log sees the difference; 50 in a second, unread, are a window of 60-byte lines after six minutes.
+/// watches or reads a log sees the difference; 50 in a second, unread, are a window of 60-byte lines after three minutes.
 pub const GATHER: Duration = Duration::from_millis(20);
 /// So much is gathered at most: 16 KiB of each stream that has small pieces at this moment.
 pub const GATHER_MAX: usize = 16 * 1024;
@@ -101,7 +105,8 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(600);
 /// because hyper's `adaptive_window` would bind the connection's to it. One who is slow on purpose gets
 /// [`STREAM_WINDOW_MAX`].
 pub fn stream_window(round_trip: Duration) -> u32 {
-    let bytes = round_trip.as_micros() * u128::from(STREAM_RATE) / 1_000_000;
+    let at = |rate: u32| round_trip.as_micros() * u128::from(rate) / 1_000_000;
+    let bytes = at(STREAM_RATE_SHORT).min(STREAM_WINDOW_SHORT.into()).max(at(STREAM_RATE));
     u32::try_from(bytes).unwrap_or(STREAM_WINDOW_MAX).clamp(STREAM_WINDOW, STREAM_WINDOW_MAX)
 }
 
@@ -112,9 +117,12 @@ mod tests {
     #[test]
     fn a_longer_way_has_a_larger_window_within_bounds() {
         let window = |millis| stream_window(Duration::from_millis(millis));
-        assert_eq!([window(0), window(35)], [STREAM_WINDOW; 2]);
+        assert_eq!([window(0), window(2)], [STREAM_WINDOW; 2]);
+        assert_eq!(window(5), STREAM_RATE_SHORT / 200);
+        assert_eq!([window(11), window(35)], [STREAM_WINDOW_SHORT; 2]);
         assert_eq!(window(50), STREAM_RATE / 20);
         assert_eq!([window(108), window(10_000)], [STREAM_WINDOW_MAX; 2]);
         assert_eq!(stream_window(Duration::MAX), STREAM_WINDOW_MAX);
+        assert!((0..200).map(window).is_sorted(), "a longer way has a smaller window");
     }
 }

@@ -19,7 +19,7 @@ use hyper::{
 use tokio::task::JoinSet;
 use tunnel_proto::{
     Body,
-    limits::{SEND_BUFFER, STREAM_WINDOW},
+    limits::{SEND_BUFFER, STREAM_WINDOW_SHORT},
 };
 
 #[expect(dead_code, reason = "made for the other tests")]
@@ -50,7 +50,8 @@ async fn streams_cost_what_their_limits_say() {
     let each = watches().await;
     assert!(each <= WATCH_KIB, "an open watch costs {each} KiB");
     let each = stalled().await;
-    let bound = (STREAM_WINDOW as usize + SEND_BUFFER) / 1024 * 5 / 4;
+    // Whoever is kept from running for milliseconds while the sides greet each other has a way that is not the shortest.
+    let bound = (STREAM_WINDOW_SHORT as usize + SEND_BUFFER) / 1024 * 5 / 4;
     assert!(each <= bound, "a stalled log costs {each} KiB, its window and buffer are {bound}");
 }
 
