@@ -88,5 +88,11 @@ pub(crate) async fn another_key_waits_for_a_person_who_names_it_and_the_old_one_
         ensure!(code != StatusCode::SWITCHING_PROTOCOLS, "let in after {:?}", changed.elapsed());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    world.wait_ready(Duration::from_secs(90)).await
+    world.wait_ready(Duration::from_secs(90)).await?;
+    // That may be what the hub before has written: nobody may attach for 15 s, and then the agent has to dial.
+    let through_hub = world.admin_through_hub().await?;
+    wait_until("the new key's tunnel", Duration::from_secs(90), async || {
+        through_hub.ok(&["get", "--raw", "/version"]).await.map(drop)
+    })
+    .await
 }
