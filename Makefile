@@ -33,6 +33,11 @@ test-fast: ## unit, property and in-process tests, and the fuzz corpora; no Kube
 test-helm: prerequisites kubernetes image ## the life of a Helm release, with a node in the parent: install, upgrade and rollback under traffic, removal
 	cargo test --locked -p tests --test helm
 
+REV := HEAD~1
+.PHONY: previous
+previous: binaries ## charts and image of the commit REV=HEAD~1, as AS=0.0.9 if given, for TOWLINE_PREVIOUS=target/previous make test-helm
+	hack/previous.sh $(REV) target/previous $(AS)
+
 .PHONY: test-clients
 test-clients: prerequisites kubernetes image ## kubectl 1.20 to 1.37, Helm, client libraries, what TKEStack asks; tables in target/compatibility.md
 	cargo test --locked -p tests --test clients

@@ -1,8 +1,8 @@
 //! The life of a release on a real Kubernetes: hub and agent are installed by Helm from the charts and the image, used,
 //! upgraded and rolled back under traffic, and uninstalled. The parent has a node, too, so the hub runs as pods behind a Service.
 //!
-//! `TOWLINE_PREVIOUS` names a directory with `charts/` and `towline.oci.tar` of an earlier commit: that is what is installed first
-//! and rolled back to. Without it the charts and the image of now are, under another tag, which replaces the same pods.
+//! `TOWLINE_PREVIOUS` names a directory with `charts/` and `towline.oci.tar` of an earlier commit (`make previous`): that is what
+//! is installed first and rolled back to, hub before agent, so that each is older than the other once. Without it the charts and the image of now are, under another tag, which replaces the same pods.
 
 mod figures;
 mod life;

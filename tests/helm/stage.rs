@@ -35,10 +35,11 @@ pub(crate) enum Helm {
     Four,
 }
 
-/// Where the charts of a version are, and the tag of its image.
+/// Where the charts of a version are, what they call it, and the tag of its image.
 #[derive(Debug, Clone)]
 pub(crate) struct Version {
     charts: PathBuf,
+    number: String,
     pub(crate) tag: String,
 }
 
@@ -82,8 +83,7 @@ impl Stage {
             cluster.kubectl().ok(&label).await?;
         }
         child.kubectl().apply(&busybox_pod(POD)).await?;
-        let current =
-            Version { charts: repository().join("charts"), tag: env!("CARGO_PKG_VERSION").to_owned() };
+        let current = Version::at(repository().join("charts"), env!("CARGO_PKG_VERSION"))?;
         Ok(Self {
             child,
             parent,
@@ -162,20 +162,36 @@ impl Stage {
         &self.scratch
     }
 
+    /// A condition of the child in the parent.
+    async fn condition(&self, type_: &str) -> Result<Value> {
+        let all = self.parent.kubectl().ok(&["get", "mcls", "-A", "-o", "json"]).await?;
+        let all: Value = serde_json::from_str(&all)?;
+        let conditions = all["items"][0]["status"]["conditions"].as_array().context("conditions")?;
+        let found = conditions.iter().find(|one| one["type"] == type_);
+        found.cloned().with_context(|| format!("no {type_} in {conditions:?}"))
+    }
+
     /// Waits until the parent calls the child Ready.
     pub(crate) async fn wait_ready(&self) -> Result<()> {
         let ready = wait_until("the child to be Ready in the parent", SOON, async || {
-            let all = self.parent.kubectl().ok(&["get", "mcls", "-A", "-o", "json"]).await?;
-            let all: Value = serde_json::from_str(&all)?;
-            let conditions = all["items"][0]["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            let ready = conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
-            ensure!(ready, "its conditions are {conditions:?}");
+            let said = self.condition("Ready").await?;
+            ensure!(said["status"] == "True", "{said}");
             Ok(())
         });
         match ready.await {
             Ok(()) => Ok(()),
             Err(error) => Err(error.context(self.agents_log().await)),
         }
+    }
+
+    /// Waits until the hub has said this of the agent, and that it supports it.
+    pub(crate) async fn says_of_agent(&self, reason: &str) -> Result<()> {
+        wait_until(&format!("AgentUpToDate to be {reason}"), SOON, async || {
+            let said = self.condition("AgentUpToDate").await?;
+            ensure!(said["reason"] == reason && said["status"] == "True", "{said}");
+            Ok(())
+        })
+        .await
     }
 
     async fn agents_log(&self) -> String {
@@ -230,6 +246,18 @@ impl Stage {
 }
 
 impl Version {
+    fn at(charts: PathBuf, tag: &str) -> Result<Self> {
+        let text = std::fs::read_to_string(charts.join("towline-hub/Chart.yaml"))?;
+        let number = text.lines().find_map(|line| line.strip_prefix("appVersion: ")).context("appVersion")?;
+        Ok(Self { charts, number: number.to_owned(), tag: tag.to_owned() })
+    }
+
+    /// What a hub of this version says of such an agent, in the condition `AgentUpToDate`.
+    pub(crate) fn says_of(&self, agent: &Self) -> &'static str {
+        let minor = |version: &Self| version.number.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+        if minor(self) == minor(agent) { "SameVersion" } else { "OneMinorApart" }
+    }
+
     /// The path of a chart.
     pub(crate) fn chart(&self, name: &str) -> String {
         self.charts.join(name).display().to_string()
@@ -253,14 +281,13 @@ fn find_helm() -> Result<BTreeMap<Helm, PathBuf>> {
 fn previous(towline: &Towline) -> Result<(Version, PathBuf)> {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads this variable")]
     let given = std::env::var_os("TOWLINE_PREVIOUS").map(PathBuf::from);
-    let tag = PREVIOUS.to_owned();
     let Some(given) = given else {
         say("TOWLINE_PREVIOUS is not set: charts and image of now stand in for those of before");
-        return Ok((Version { charts: repository().join("charts"), tag }, towline.image.clone()));
+        return Ok((Version::at(repository().join("charts"), PREVIOUS)?, towline.image.clone()));
     };
     let (charts, archive) = (given.join("charts"), given.join("towline.oci.tar"));
     ensure!(charts.is_dir() && archive.is_file(), "TOWLINE_PREVIOUS has no charts/ or no towline.oci.tar");
-    Ok((Version { charts, tag }, archive))
+    Ok((Version::at(charts, PREVIOUS)?, archive))
 }
 
 /// Both images may have the same name: the previous one gets its own before the other takes that.

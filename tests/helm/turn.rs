@@ -19,9 +19,10 @@ async fn replace(
     stage: &Stage,
     what: &str,
     app: &str,
-    version: &Version,
+    (hub, agent): (&Version, &Version),
     command: impl Future<Output = Outcome>,
 ) -> Outcome {
+    let version = if app == "clusternet-hub" { hub } else { agent };
     stage.wait_ready().await?;
     stage.two_tunnels().await?;
     let logs = Logs::follow(stage)?;
@@ -34,7 +35,9 @@ async fn replace(
     if unharmed.is_err() {
         logs.show()?;
     }
-    unharmed
+    unharmed?;
+    // The crowd has shown that the two go together; this is what an administrator reads.
+    stage.says_of_agent(hub.says_of(agent)).await
 }
 
 /// What hubs and agent say from now on, also those that go.
@@ -76,7 +79,8 @@ pub(crate) async fn an_upgrade_of_the_hub_fails_no_request_and_breaks_no_watch(s
     let upgrade = async {
         stage.hub(Helm::Four, "upgrade", &stage.current, &["--reset-then-reuse-values"]).await.map(drop)
     };
-    replace(stage, "helm upgrade of the hub", "clusternet-hub", &stage.current, upgrade).await
+    let versions = (&stage.current, &stage.previous);
+    replace(stage, "helm upgrade of the hub", "clusternet-hub", versions, upgrade).await
 }
 
 pub(crate) async fn an_upgrade_of_the_agent_fails_no_request_and_breaks_no_watch(
@@ -89,14 +93,16 @@ pub(crate) async fn an_upgrade_of_the_agent_fails_no_request_and_breaks_no_watch
         let arguments = [&arguments[..], &["--reset-then-reuse-values"]].concat();
         stage.helm(Helm::Four, &stage.child, &arguments).await.map(drop)
     };
-    replace(stage, "helm upgrade of the agent", "clusternet-agent", &stage.current, upgrade).await
+    let versions = (&stage.current, &stage.current);
+    replace(stage, "helm upgrade of the agent", "clusternet-agent", versions, upgrade).await
 }
 
 pub(crate) async fn a_rollback_of_the_hub_fails_no_request_and_breaks_no_watch(stage: &mut Stage) -> Outcome {
     let mut arguments = vec!["rollback", "towline-hub", "--wait", "--timeout", "3m"];
     arguments.extend(stage.for_old_kubernetes(Helm::Four));
     let back = async { stage.helm(Helm::Four, &stage.parent, &arguments).await.map(drop) };
-    replace(stage, "helm rollback of the hub", "clusternet-hub", &stage.previous, back).await
+    let versions = (&stage.previous, &stage.current);
+    replace(stage, "helm rollback of the hub", "clusternet-hub", versions, back).await
 }
 
 pub(crate) async fn a_rollback_of_the_agent_fails_no_request_and_breaks_no_watch(
@@ -104,5 +110,6 @@ pub(crate) async fn a_rollback_of_the_agent_fails_no_request_and_breaks_no_watch
 ) -> Outcome {
     let arguments = ["rollback", "towline-agent", "--wait", "--timeout", "3m"];
     let back = async { stage.helm(Helm::Four, &stage.child, &arguments).await.map(drop) };
-    replace(stage, "helm rollback of the agent", "clusternet-agent", &stage.previous, back).await
+    let versions = (&stage.previous, &stage.previous);
+    replace(stage, "helm rollback of the agent", "clusternet-agent", versions, back).await
 }
